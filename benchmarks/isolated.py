@@ -1,0 +1,88 @@
+"""Measurements that need a process of their own: a forced instruction set, and peak memory.
+
+`measure(...)` runs this file with `python -m benchmarks.isolated WHAT` and reads one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = 10_000_000
+CHUNK = 1 << 18
+MEGABYTE = 1e6
+
+
+def measure(what: str, **environment: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.isolated", what]
+    run = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def _memory(key: str) -> float:
+    """VmRSS (now) or VmHWM (the highest so far) of this process in MB.
+
+    Not getrusage: Linux hands a parent's ru_maxrss on to the program that it starts, which would hide growth.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024 / MEGABYTE
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def _peak_share(quick: bool) -> dict[str, Any]:
+    """Ours against the FMA peak of the instruction set that this process was started with."""
+    from benchmarks import cases, machine
+    from benchmarks.measure import Contender, Result, compare
+    from diffusion_fast import _cpu
+
+    shares = {}
+    for chain in cases.CHAINS:
+        if chain.peak_share is not None:
+            n = chain.samples // 4 if quick else chain.samples
+            chain.ours(1024)
+            ours = [Contender("ours", lambda chain=chain, n=n: chain.ours(n))]
+            row = compare(Result("", ""), ours, chain.gflop_per_sample * n, cases.REPEATS, machine.fma_peak)
+            shares[chain.name] = {"share": row.rows[0].of_ceiling, "gflops": row.rows[0].rate}
+    return {"isa": _cpu.isa(), "chains": shares}
+
+
+def _memory_growth(quick: bool, stream: bool) -> dict[str, Any]:
+    """MB by which the highest resident size of one long call exceeds the resident size before it."""
+    from benchmarks.cases import Chain
+
+    chain = Chain((2, 64, 64, 2), "relu", 2 if quick else 10, SAMPLES)
+    chain.ours(100_000)
+    if stream:
+        parts = chain.sampler.stream(SAMPLES, chunk_size=CHUNK, seed=0)
+        rows = len(next(parts))
+        before = _memory("VmRSS")
+        rows += sum(len(part) for part in parts)
+    else:
+        before = _memory("VmRSS")
+        rows = len(chain.sampler.sample(SAMPLES, seed=0))
+    if rows != SAMPLES:
+        raise RuntimeError(f"asked for {SAMPLES} samples, got {rows}")
+    return {
+        "growth_mb": _memory("VmHWM") - before,
+        "output_mb": (CHUNK if stream else SAMPLES) * 8 / MEGABYTE,
+    }
+
+
+def main() -> None:
+    what, quick = sys.argv[1], bool(os.environ.get("BENCH_QUICK"))
+    if what == "peak":
+        print(json.dumps(_peak_share(quick)))
+    else:
+        print(json.dumps(_memory_growth(quick, stream=what == "stream")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Interleaved timing: every contender once in each round, so that a drifting machine drifts for all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Contender:
+    """run() is timed `calls` times in a row; it may return its own seconds (a chunked run scaled to n samples)."""
+
+    name: str
+    run: Callable[[], float | None]
+    calls: int = 1
+    note: str = ""
+    required: float | None = None  # how many times faster than this contender ours must be
+
+    def seconds(self) -> float:
+        begin = time.perf_counter()
+        own = [self.run() for _ in range(self.calls)]
+        elapsed = time.perf_counter() - begin
+        return (
+            sum(s for s in own if s is not None) / self.calls if own[0] is not None else elapsed / self.calls
+        )
+
+
+@dataclass(frozen=True)
+class Check:
+    """One requirement: value is at least (or, with `most`, at most) `required`."""
+
+    text: str
+    value: float
+    required: float
+    unit: str = "x"
+    most: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.required if self.most else self.value >= self.required
+
+    def __str__(self) -> str:
+        def show(number: float) -> str:
+            return f"{100 * number:.0f} %" if self.unit == "%" else f"{number:.4g}{self.unit}"
+
+        bound = f"{'<=' if self.most else '>='} {show(self.required)}"
+        return f"{'ok  ' if self.met else 'MISS'}  {self.text}: {show(self.value)} (required {bound})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians over the rounds. `rate` is in the result's unit, `ratio` is this contender's time over ours."""
+
+    name: str
+    seconds: float
+    rate: float
+    best_rate: float
+    of_ceiling: float | None
+    ratio: float
+    note: str = ""
+
+
+@dataclass
+class Result:
+    name: str
+    title: str
+    unit: str = ""
+    ceiling: float | None = None  # median, in `unit`
+    best_ceiling: float | None = None
+    rows: list[Row] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"checks": [asdict(check) | {"met": check.met} for check in self.checks]}
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.title}"]
+        if self.rows:
+            lines.append(f"  {'':16}{'time':>11}{self.unit:>12}{'of ceiling':>12}{'against ours':>14}")
+        for row in self.rows:
+            share = "" if row.of_ceiling is None else f"{100 * row.of_ceiling:.0f} %"
+            ratio = "" if row is self.rows[0] else f"{row.ratio:.2f}x"
+            lines.append(
+                f"  {row.name:16}{show_seconds(row.seconds):>11}{row.rate:>12.1f}{share:>12}{ratio:>14}  {row.note}"
+            )
+        if self.ceiling is not None:
+            lines.append(f"  {'ceiling':16}{'':>11}{self.ceiling:>12.1f}")
+        lines += [f"  {name}" for name in self.missing] + [f"  {check}" for check in self.checks]
+        return "\n".join(lines)
+
+
+def show_seconds(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3f} ms"
+
+
+def compare(
+    result: Result,
+    contenders: Sequence[Contender],
+    work: float,
+    repeats: int,
+    ceiling: Callable[[], float] | None = None,
+    required_share: float | None = None,
+) -> Result:
+    """Fills in rows and checks; the first contender is ours. A rate is `work` / seconds.
+
+    Ratios and shares are medians of the ratios inside each round: both sides saw the same machine.
+    """
+    times: list[list[float]] = [[] for _ in contenders]
+    ceilings: list[float] = []
+    for _ in range(repeats):
+        if ceiling is not None:
+            ceilings.append(ceiling())
+        for contender, series in zip(contenders, times, strict=True):
+            time.sleep(0.05)  # idle threads of the contender before may still be spinning
+            series.append(contender.seconds())
+    for contender, series in zip(contenders, times, strict=True):
+        shares = [work / s / top for s, top in zip(series, ceilings, strict=False)]
+        ratio = statistics.median(s / ours for s, ours in zip(series, times[0], strict=True))
+        median = statistics.median(series)
+        result.rows.append(
+            Row(
+                contender.name,
+                median,
+                work / median,
+                work / min(series),
+                statistics.median(shares) if shares else None,
+                ratio,
+                contender.note,
+            )
+        )
+        if contender.required is not None:
+            result.checks.append(Check(f"faster than {contender.name}", ratio, contender.required))
+    if ceilings:
+        result.ceiling, result.best_ceiling = statistics.median(ceilings), max(ceilings)
+    if required_share is not None:
+        result.checks.insert(
+            0, Check("of the ceiling", result.rows[0].of_ceiling or 0.0, required_share, "%")
+        )
+    return result

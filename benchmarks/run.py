@@ -1,0 +1,100 @@
+"""Runs the cases, prints a table for each, and writes benchmarks/results/CPU-DATE.json.
+
+python -m benchmarks.run [--only NAME] [--quick]; `make bench` runs everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import cases, isolated, machine
+from benchmarks.measure import Check, Result
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def avx2(quick: bool) -> Result:
+    result = Result("avx2", "the AVX2 kernels against the AVX2 peak, in a process of their own")
+    found = isolated.measure("peak", DIFFUSION_FAST_ISA="avx2", BENCH_QUICK="1" if quick else "")
+    for name, figures in found["chains"].items():
+        text = f"{name}, {figures['gflops']:.0f} GFLOP/s, of the {found['isa']} FMA peak"
+        result.checks.append(Check(text, figures["share"], 0.85, "%"))
+    return result
+
+
+def memory(quick: bool) -> Result:
+    result = Result("memory", f"growth of peak resident size for {isolated.SAMPLES:,} x 2 samples")
+    for what in ("sample", "stream"):
+        found = isolated.measure(what, BENCH_QUICK="1" if quick else "")
+        text = f"{what}(): growth, with an output of {found['output_mb']:.0f} MB,"
+        result.checks.append(Check(text, found["growth_mb"], found["output_mb"] + 64, " MB", most=True))
+    return result
+
+
+def honest_peak(results: list[Result]) -> Result:
+    """Nothing measured in this run may exceed the highest peak that the microbenchmark reported."""
+    peaks = [machine.fma_peak() for _ in range(3)]
+    sgemm = machine.sgemm_gflops()
+    chains = [result for result in results if result.name.startswith("chain-")]
+    peak = max(peaks + [result.best_ceiling or 0.0 for result in chains])
+    result = Result("peak", f"the highest FMA peak of this run is {peak:.1f} GFLOP/s")
+    result.checks.append(Check("2048 x 2048 sgemm", sgemm, peak, " GFLOP/s", most=True))
+    rates = [(row.best_rate, f"{case.name}, {row.name}") for case in chains for row in case.rows]
+    if rates:
+        best, name = max(rates)
+        result.checks.append(Check(f"fastest chain ({name})", best, peak, " GFLOP/s", most=True))
+    return result
+
+
+def registry() -> dict[str, Callable[[bool], Result]]:
+    named = {case.name: case.measure for case in [*cases.CHAINS, *cases.LATENCIES, *cases.STEPS]}
+    return named | {"avx2": avx2, "memory": memory}
+
+
+def write(results: list[Result], hardware: dict[str, object]) -> Path:
+    slug = re.sub(r"[^a-z0-9]+", "-", machine.cpu_name().lower()).strip("-")
+    path = RESULTS / f"{slug}-{datetime.date.today().isoformat()}.json"
+    path.parent.mkdir(exist_ok=True)
+    content = {"machine": hardware, "results": [result.as_dict() for result in results]}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", metavar="NAME", help="only the cases whose name contains NAME")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer runs; no file is written")
+    options = parser.parse_args()
+    chosen = {k: case for k, case in (registry() | {"peak": None}).items() if (options.only or "") in k}
+    if not chosen:
+        parser.error(f"--only: got {options.only!r}; the cases are {', '.join(registry())}, peak")
+
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # the requirements are stated for two cores
+    hardware = machine.describe() | {"copy_gb_s": machine.copy_bandwidth()}
+    print(f"{hardware['cpu']}, {hardware['torch_threads']} threads, copy {hardware['copy_gb_s']:.0f} GB/s\n")
+    results: list[Result] = []
+    for case in chosen.values():
+        results.append(case(options.quick) if case else honest_peak(results))
+        print(results[-1], end="\n\n", flush=True)
+
+    checks = [(result.name, check) for result in results for check in result.checks]
+    missed = [f"{name}, {check.text}" for name, check in checks if not check.met]
+    print(
+        f"{len(checks) - len(missed)} of {len(checks)} requirements met"
+        + "".join(f"\n  MISS  {m}" for m in missed)
+    )
+    if not options.quick and not options.only:
+        print(f"written: {write(results, hardware).relative_to(Path.cwd())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+// diffusion_fast._cpu: a thin door. Pointers arrive as integers, already checked by the Python layer; what can be checked
+// here without knowing the tensors (the plan, ranges, labels, sizes) is checked again.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "cpu/run.h"
+
+namespace py = pybind11;
+
+void bind_schedule(py::module_& m);
+
+namespace {
+
+using namespace df;
+using namespace df::cpu;
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void require(bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(what);
+}
+
+// n >= 0 samples of dim elements from index start: below 2^48 samples, and countable in 64 bits
+void check_range(int64_t n, int64_t dim, uint64_t start) {
+    constexpr uint64_t kMaxSamples = uint64_t(1) << 48;
+    require(n >= 0 && uint64_t(n) <= kMaxSamples && start <= kMaxSamples - uint64_t(n), "n: start + n exceeds 2^48");
+    require(dim >= 1 && (n == 0 || dim <= (int64_t(1) << 60) / n), "dim: n * dim does not fit");
+}
+
+int check_threads(int threads) {
+    require(threads >= 1 && threads <= 4096, "threads: accepted: 1 to 4096");
+    return threads;
+}
+
+const Kernels& chosen(const std::string& isa) { return isa.empty() ? kernels() : kernels_named(isa.c_str()); }
+
+// Lets Python handle signals and shows progress; called without the GIL by the thread that called in.
+struct PythonPoll {
+    py::object progress;
+    std::exception_ptr error;
+
+    static bool poll(void* self, int64_t done) { return static_cast<PythonPoll*>(self)->check(done); }
+
+    bool check(int64_t done) {
+        const py::gil_scoped_acquire gil;
+        try {
+            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+            if (!progress.is_none()) progress(done);
+            return true;
+        } catch (...) {
+            error = std::current_exception();
+            return false;
+        }
+    }
+};
+
+Plan plan_from(const py::bytes& bytes) {
+    char* data = nullptr;
+    py::ssize_t size = 0;
+    if (PyBytes_AsStringAndSize(bytes.ptr(), &data, &size) != 0) throw py::error_already_set();
+    return parse_plan(reinterpret_cast<const uint8_t*>(data), size_t(size));
+}
+
+py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, uint64_t seed, int threads, uintptr_t x_T,
+              uintptr_t noise, uintptr_t trajectory, uintptr_t labels, int32_t label, py::object progress) {
+    ChainArgs args{};
+    const ProgramView view = program.view();
+    check_range(n, view.dim, start);
+    require(out != 0 || n == 0, "out: a null pointer");
+    args.out = pointer<float>(out);
+    args.x_T = pointer<const float>(x_T);
+    args.noise = pointer<const float>(noise);
+    args.trajectory = pointer<float>(trajectory);
+    args.labels = pointer<const int32_t>(labels);
+    args.label = label;
+    args.n = n;
+    args.start = start;
+    args.seed = seed;
+    if (view.n_classes == 0) {
+        require(!args.labels, "labels: the plan has no classes");
+    } else {
+        require(args.labels || (label >= 0 && label < view.n_classes), "labels: out of range");
+        for (int64_t i = 0; args.labels && i < n; ++i)
+            require(args.labels[i] >= 0 && args.labels[i] < view.n_classes, "labels: out of range");
+    }
+    check_threads(threads);
+    PythonPoll poll{std::move(progress), nullptr};
+    ChainReport report;
+    {
+        const py::gil_scoped_release release;
+        report = run_chain(program, args, threads, {&PythonPoll::poll, &poll});
+    }
+    if (poll.error) std::rethrow_exception(poll.error);
+    return py::make_tuple(report.bad_rows, report.first_bad);
+}
+
+void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, uintptr_t out, uintptr_t x, uintptr_t model_output,
+                  uintptr_t uncond_output, uintptr_t guidance_scale, int64_t guidance_stride, uintptr_t h1, uintptr_t h2,
+                  uintptr_t h3, uintptr_t log_variance, uintptr_t noise, int64_t n, int64_t dim, uint64_t start,
+                  uint64_t seed, uint32_t step, int threads) {
+    StepArgs a{};
+    require(PyBytes_GET_SIZE(row.ptr()) == sizeof(StepRow), "row: not 64 bytes");
+    std::memcpy(&a.row, PyBytes_AS_STRING(row.ptr()), sizeof(StepRow));
+    check_range(n, dim, start);
+    require(dtype <= uint32_t(Dtype::kFloat16), "dtype: unknown");
+    require(n == 0 || (out && x), "x: a null pointer");
+    require(step < (1u << 28), "step: accepted: below 2^28");
+    require(!uncond_output || (model_output && guidance_scale), "uncond_output: needs model_output and guidance_scale");
+    const uintptr_t history[] = {h1, h2, h3};
+    const uint32_t reads[] = {kTermC1, kTermC2, kTermC3};
+    for (int i = 0; i < 3; ++i) {
+        require(history[i] || !(terms & reads[i]), "history: the row needs more tensors");
+        a.history[i] = pointer<void>(history[i]);
+    }
+    a.terms = terms;
+    a.dtype = Dtype(dtype);
+    a.out = pointer<void>(out);
+    a.x = pointer<const void>(x);
+    a.model_output = pointer<const void>(model_output);
+    a.uncond_output = pointer<const void>(uncond_output);
+    a.guidance_scale = pointer<const float>(guidance_scale);
+    a.guidance_stride = guidance_stride ? 1 : 0;
+    a.log_variance = pointer<const void>(log_variance);
+    a.noise = pointer<const void>(noise);
+    a.n = n;
+    a.dim = dim;
+    a.start = start;
+    a.seed = seed;
+    a.step = step;
+    check_threads(threads);
+    const py::gil_scoped_release release;
+    run_step(kernels(), a, threads);
+}
+
+void normal(uintptr_t out, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step, uint32_t purpose,
+            uint32_t substream, int threads, const std::string& isa) {
+    check_range(n, dim, start);
+    require(out != 0 || n == 0, "out: a null pointer");
+    require(step < (1u << 28) && purpose < 16 && substream < (1u << 16), "step, purpose or substream out of range");
+    const NoiseArgs a{pointer<float>(out), n, dim, start, seed, step, Purpose(purpose), substream};
+    const Kernels& k = chosen(isa);
+    check_threads(threads);
+    const py::gil_scoped_release release;
+    run_noise(k, a, threads);
+}
+
+py::array_t<float> activate(uint32_t code, float param, const py::array_t<float, py::array::c_style>& x,
+                            const std::string& isa) {
+    require(code < uint32_t(Activation::kCount), "code: unknown activation");
+    const auto size = int64_t(x.size());
+    std::vector<float> padded(size_t(size + 15) / 16 * 16, 0.0f);
+    std::copy_n(x.data(), size, padded.data());
+    chosen(isa).activate(Activation(code), param, padded.data(), int64_t(padded.size()));
+    return py::array_t<float>(size, padded.data());
+}
+
+py::list isas() {
+    const Kernels* usable[3];
+    py::list names;
+    const int count = usable_isas(usable);
+    for (int i = 0; i < count; ++i) names.append(usable[i]->name);
+    return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "CPU kernels of diffusion_fast. Called by the checked Python layer only.";
+    bind_schedule(m);
+    py::class_<Program>(m, "Program", "A validated plan, packed for one instruction set; immutable.")
+        .def(py::init([](const py::bytes& plan, const std::string& isa) {
+                 return std::make_unique<Program>(plan_from(plan), chosen(isa));
+             }),
+             py::arg("plan"), py::arg("isa") = "")
+        .def_property_readonly("isa", [](const Program& p) { return p.kernels().name; })
+        .def("run", &run, py::arg("out"), py::arg("n"), py::arg("start"), py::arg("seed"), py::arg("threads"),
+             py::arg("x_T") = 0, py::arg("noise") = 0, py::arg("trajectory") = 0, py::arg("labels") = 0,
+             py::arg("label") = 0, py::arg("progress") = py::none());
+    m.def("validate_plan", [](const py::bytes& plan) { plan_from(plan); });
+    m.def("reverse_step", &reverse_step);
+    m.def("normal", &normal, py::arg("out"), py::arg("n"), py::arg("dim"), py::arg("start"), py::arg("seed"),
+          py::arg("step"), py::arg("purpose"), py::arg("substream"), py::arg("threads"), py::arg("isa") = "");
+    m.def("activate", &activate, py::arg("code"), py::arg("param"), py::arg("x"), py::arg("isa") = "");
+    m.def("philox", [](std::array<uint32_t, 4> counter, uint32_t k0, uint32_t k1) {
+        philox4x32_10<ScalarLanes>(counter.data(), k0, k1);
+        return counter;
+    });
+    m.def("box_muller", [](uint32_t a, uint32_t b) {
+        float z0, z1;
+        box_muller<ScalarLanes>(a, b, z0, z1);
+        return std::make_pair(z0, z1);
+    });
+    m.def("isa", [] { return kernels().name; });
+    m.def("isas", &isas);
+    m.def(
+        "fma_peak",
+        [](const std::string& isa, int threads, double seconds) {
+            const Kernels& k = chosen(isa);
+            check_threads(threads);
+            const py::gil_scoped_release release;
+            return fma_peak(k, threads, seconds);
+        },
+        py::arg("isa") = "", py::arg("threads") = 1, py::arg("seconds") = 0.5);
+}

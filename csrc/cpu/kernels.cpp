@@ -1,0 +1,51 @@
+// Compiled once per instruction set, with -DDF_ISA=avx512 | avx2 | portable and the matching machine flags.
+#include "kernels.h"
+
+#include "step.h"
+
+namespace df::DF_ISA {
+
+static void activate_all(Activation act, float param, float* y, int64_t count) {
+    for (int64_t i = 0; i < count; i += 1 << 20)
+        activate(act, param, y + i, int(count - i < (1 << 20) ? count - i : 1 << 20));
+}
+
+// Fused multiply-adds on registers only, `chains` independent ones: the ceiling the kernels are measured against.
+template <int N>
+static double burst(int64_t iterations) {
+    vf acc[N];
+    for (int i = 0; i < N; ++i) acc[i] = splat(float(i));
+    vf a = splat(0.999f), b = splat(0.001f);
+    for (int64_t k = 0; k < iterations; ++k) {
+#pragma GCC unroll 24
+        for (int i = 0; i < N; ++i) {
+            acc[i] = fma(acc[i], a, b);
+            asm volatile("" : "+x"(acc[i]));  // keep every fma, in a register
+        }
+    }
+    vf sum = splat(0.0f);
+    for (int i = 0; i < N; ++i) sum += acc[i];
+    volatile float keep = sum[0];
+    (void)keep;
+    return double(iterations) * N * W;
+}
+
+static double fma_burst(int64_t iterations, int chains) {
+    return chains == 8 ? burst<8>(iterations) : chains == 10 ? burst<10>(iterations) : burst<12>(iterations);
+}
+
+}  // namespace df::DF_ISA
+
+#define DF_STRING_(x) #x
+#define DF_STRING(x) DF_STRING_(x)
+
+namespace df::cpu {
+namespace DF_ISA {
+extern const Kernels table;
+const Kernels table = {
+    DF_STRING(DF_ISA),        df::DF_ISA::W,           df::DF_ISA::kBlock, df::DF_ISA::kTile,
+    df::DF_ISA::chain_scratch_floats, df::DF_ISA::chain, df::DF_ISA::step,   df::DF_ISA::noise,
+    df::DF_ISA::activate_all, df::DF_ISA::fma_burst,
+};
+}  // namespace DF_ISA
+}  // namespace df::cpu

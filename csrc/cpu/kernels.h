@@ -1,0 +1,98 @@
+// What the kernels of one instruction set offer, and the plain structs they are called with. The sources behind it
+// (kernels.cpp and the headers it includes) are compiled once per instruction set and picked at run time (dispatch.cpp).
+#pragma once
+#include <cstdint>
+
+#include "../noise.h"
+#include "../plan.h"
+
+namespace df::cpu {
+
+// One linear op, packed for an instruction set.
+struct PackedLinear {
+    int n_in, n_out, n_out_padded;  // padded to whole vectors
+    Activation activation;
+    float act_param;
+    const float* blocks;       // tile path: outputs in blocks of kBlock (the last may be narrower), each [k][block]
+    const float* rows;         // few-sample path: [k][n_out_padded]
+    const float* bias;         // (n_out_padded), or null
+    const float* step_table;   // (n_tables, n_out_padded), or null
+    const float* class_table;  // (n_classes, n_out_padded), or null
+    int src, dst;              // slots: buffers shared by values whose lifetimes do not meet; 0 is the net's input
+};
+
+// A plan ready to run: pointers into storage owned by Program (program.h).
+struct ProgramView {
+    const StepRow* rows;
+    const PackedLinear* linears;
+    const int* slot_width;  // padded widths
+    int n_rows, n_linears, n_slots, out_slot;
+    int dim, dim_padded;  // padded to whole vectors and whole quads
+    int n_classes, branches;
+    uint32_t terms;
+};
+
+struct ChainArgs {
+    ProgramView program;
+    float* out;             // (n, dim)
+    const float* x_T;       // (n, dim), or null: drawn from the stream
+    const float* noise;     // (n_rows, n, dim), or null: drawn from the stream
+    float* trajectory;      // (n_rows + 1, n, dim), or null
+    const int32_t* labels;  // (n), or null
+    int32_t label;          // used where labels is null
+    int64_t n;
+    uint64_t start, seed;
+    // Called before every step of every tile; false stops the chain.
+    bool (*keep_going)(void*);
+    void* context;
+};
+
+enum class Dtype : uint32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+struct StepArgs {
+    StepRow row;
+    uint32_t terms;
+    Dtype dtype;                                 // of every tensor below but noise
+    void* out;                                   // (n, dim)
+    const void *x, *model_output;                // (n, dim)
+    const void* uncond_output;                   // (n, dim), or null
+    const float* guidance_scale;                 // (1) or (n)
+    int64_t guidance_stride;                     // 0 or 1
+    void* history[3];                            // (n, dim) each where used
+    const void* log_variance;                    // (n, dim), or null: row.s is the noise scale
+    const void* noise;                           // (n, dim) of dtype, or null: drawn from the stream
+    int64_t n, dim;
+    uint64_t start, seed;
+    uint32_t step;
+};
+
+struct NoiseArgs {
+    float* out;  // (n, dim)
+    int64_t n, dim;
+    uint64_t start, seed;
+    uint32_t step;
+    Purpose purpose;
+    uint32_t substream;
+};
+
+struct Kernels {
+    const char* name;
+    int lanes, block;  // SIMD width; outputs a tile block computes at once
+    int tile;          // most samples in a tile
+    // Floats of scratch that a tile of `samples` needs (64-byte aligned).
+    int64_t (*scratch_floats)(const ProgramView&, bool lanes_have_labels);
+    // The whole chain for samples [first, first + count), count <= tile; false if stopped.
+    bool (*chain)(const ChainArgs&, float* scratch, int64_t first, int count);
+    // Elements [quad_begin, quad_end) of the step, in quads of four elements of one sample.
+    void (*step)(const StepArgs&, int64_t quad_begin, int64_t quad_end);
+    void (*noise)(const NoiseArgs&, int64_t quad_begin, int64_t quad_end);
+    void (*activate)(Activation, float param, float* y, int64_t count);  // count: a multiple of lanes
+    // Runs fused multiply-adds on registers only; returns how many it ran.
+    double (*fma_burst)(int64_t iterations, int chains);
+};
+
+const Kernels& kernels();                     // the chosen instruction set: DIFFUSION_FAST_ISA, else the best
+const Kernels& kernels_named(const char*);    // throws std::invalid_argument with the usable names
+int usable_isas(const Kernels* out[3]);       // best first
+
+}  // namespace df::cpu

@@ -1,0 +1,114 @@
+// y = act(init + W x) on a tile: feature-major, y[j] and x[k] hold S = V * W samples each.
+//
+// Register block: R outputs x V vectors of accumulators, one broadcast weight against V vectors of x at a time; with
+// R = 8, V = 3 that is 24 chains in flight, 11 loads for 24 fma. Each output is one fma chain, init first, k ascending.
+#pragma once
+#include "activations.h"
+#include "kernels.h"
+
+namespace df::DF_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kBlock = 8;  // 24 accumulators + 3 of x + 1 weight of 32 registers
+#else
+constexpr int kBlock = 4;  // 12 + 3 + 1 of 16
+#endif
+constexpr int kVectors = 3;
+constexpr int kTile = kVectors * W;
+
+// init: (R), and lane_init: [R][S] or null;  w: [n_in][R];  x: [n_in][S];  y: [R][S]
+template <int R, int V>
+DF_INLINE void linear_block(int n_in, const float* __restrict w, const float* __restrict init,
+                            const float* __restrict lane_init, const float* __restrict x, float* __restrict y,
+                            bool relu) {
+    constexpr int S = V * W;
+    vf acc[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+        for (int v = 0; v < V; ++v) {
+            acc[r][v] = splat(init[r]);
+            if (lane_init) acc[r][v] += load(lane_init + r * S + v * W);
+        }
+    for (int k = 0; k < n_in; ++k, w += R, x += S) {
+        vf xv[V];
+#pragma GCC unroll 3
+        for (int v = 0; v < V; ++v) xv[v] = load(x + v * W);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const vf wr = splat(w[r]);
+#pragma GCC unroll 3
+            for (int v = 0; v < V; ++v) acc[r][v] = fma(wr, xv[v], acc[r][v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+        for (int v = 0; v < V; ++v)
+            store(y + r * S + v * W, relu ? max_keep_nan(splat(0.0f), acc[r][v]) : acc[r][v]);
+}
+
+template <int R, int V>
+static __attribute__((noinline)) void linear_blocks(const cpu::PackedLinear& l, int first, int last, const float* w,
+                                                    const float* init, const float* lane_init, const float* x,
+                                                    float* y) {
+    constexpr int S = V * W;
+    const bool relu = l.activation == Activation::kRelu;
+    const bool plain = relu || l.activation == Activation::kIdentity;
+    for (int j = first; j < last; j += R, w += R * l.n_in) {
+        if (lane_init)
+            linear_block<R, V>(l.n_in, w, init + j, lane_init + j * S, x, y + j * S, relu);
+        else
+            linear_block<R, V>(l.n_in, w, init + j, nullptr, x, y + j * S, relu);
+        if (!plain) activate(l.activation, l.act_param, y + j * S, R * S);
+    }
+}
+
+template <int V>
+static void linear_tile(const cpu::PackedLinear& l, const float* init, const float* lane_init, const float* x, float* y) {
+    const int whole = l.n_out / kBlock * kBlock;
+    const float* tail = l.blocks + int64_t(whole) * l.n_in;
+    linear_blocks<kBlock, V>(l, 0, whole, l.blocks, init, lane_init, x, y);
+    switch (l.n_out - whole) {
+        case 1: return linear_blocks<1, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 2: return linear_blocks<2, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 3: return linear_blocks<3, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+#if defined(__AVX512F__)
+        case 4: return linear_blocks<4, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 5: return linear_blocks<5, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 6: return linear_blocks<6, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 7: return linear_blocks<7, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+#endif
+    }
+}
+
+// The few-sample path: lanes = outputs, one sample. The same fma chain per output, so the same bits.
+// init and y: (n_out_padded);  w: [n_in][n_out_padded]
+template <int B>
+DF_INLINE void linear_row_block(int n_in, int stride, const float* __restrict w, const float* __restrict init,
+                                const float* __restrict x, float* __restrict y) {
+    vf acc[B];
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) acc[b] = load(init + b * W);
+    for (int k = 0; k < n_in; ++k, w += stride) {
+        const vf xk = splat(x[k]);
+#pragma GCC unroll 8
+        for (int b = 0; b < B; ++b) acc[b] = fma(load(w + b * W), xk, acc[b]);
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) store(y + b * W, acc[b]);
+}
+
+static void linear_row(const cpu::PackedLinear& l, const float* init, const float* x, float* y) {
+    const int vectors = l.n_out_padded / W;
+    int v = 0;
+    for (; v + 8 <= vectors; v += 8)
+        linear_row_block<8>(l.n_in, l.n_out_padded, l.rows + v * W, init + v * W, x, y + v * W);
+    for (; v + 4 <= vectors; v += 4)
+        linear_row_block<4>(l.n_in, l.n_out_padded, l.rows + v * W, init + v * W, x, y + v * W);
+    for (; v < vectors; ++v)
+        linear_row_block<1>(l.n_in, l.n_out_padded, l.rows + v * W, init + v * W, x, y + v * W);
+    activate(l.activation, l.act_param, y, l.n_out_padded);
+}
+
+}  // namespace df::DF_ISA

@@ -1,0 +1,35 @@
+// A plan prepared for one instruction set: weights packed for its register blocks, values assigned to shared buffers.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+namespace df::cpu {
+
+class Program {
+public:
+    Program(const Plan& plan, const Kernels& kernels);
+
+    ProgramView view() const;
+    const Kernels& kernels() const { return kernels_; }
+    // Multiply-adds of one sample and one row, for deciding how many threads a call is worth.
+    int64_t work_per_step() const { return work_per_step_; }
+
+private:
+    const float* pack_blocks(const float* weight, int n_out, int n_in);
+    const float* pack_rows(const float* weight, int n_out, int n_in, int padded);
+    const float* pack_table(const Plan& plan, int64_t offset, int64_t count, int width, int padded);
+    float* allocate(int64_t floats);
+    void assign_slots(const Plan& plan);
+
+    const Kernels& kernels_;
+    std::vector<StepRow> rows_;
+    std::vector<PackedLinear> linears_;
+    std::vector<int> slot_of_value_, slot_width_;
+    std::vector<std::unique_ptr<float[]>> storage_;
+    PlanHeader header_;
+    int64_t work_per_step_ = 0;
+};
+
+}  // namespace df::cpu

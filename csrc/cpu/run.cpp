@@ -1,0 +1,198 @@
+#include "run.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+namespace df::cpu {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Round to nearest with gradual underflow while a kernel runs: flush-to-zero is per thread and would change bits.
+class FloatingPointState {
+#if defined(__SSE__)
+    unsigned saved_ = _mm_getcsr();
+
+public:
+    FloatingPointState() { _mm_setcsr(0x1f80); }
+    ~FloatingPointState() { _mm_setcsr(saved_); }
+#elif defined(__aarch64__)
+    uint64_t saved_;
+
+public:
+    FloatingPointState() {
+        asm volatile("mrs %0, fpcr" : "=r"(saved_));
+        asm volatile("msr fpcr, %0" ::"r"(uint64_t(0)));
+    }
+    ~FloatingPointState() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
+#endif
+};
+
+// Runs work(i) for i = 0 .. threads - 1, i = 0 on the calling thread. work must not throw.
+template <class Work>
+void parallel(int threads, Work work) {
+    std::vector<std::thread> others;
+    const auto guarded = [&work](int i) {
+        FloatingPointState state;
+        work(i);
+    };
+    int started = 1;
+    try {
+        for (; started < threads; ++started) others.emplace_back(guarded, started);
+    } catch (const std::system_error&) {  // no more threads to be had: the calling thread does their share
+    }
+    guarded(0);
+    for (int i = started; i < threads; ++i) guarded(i);
+    for (std::thread& t : others) t.join();
+}
+
+// State shared by the threads of one chain call.
+struct Chain {
+    ChainArgs args;
+    Poll poll;
+    int tile;
+    std::atomic<int64_t> next{0}, done{0};
+    std::atomic<bool> stop{false};
+    std::mutex mutex;
+    ChainReport report{true, 0, {}};
+
+    void note_bad_rows(int64_t first, int count) {
+        const int dim = args.program.dim;
+        for (int64_t i = first; i < first + count; ++i) {
+            const float* row = args.out + i * dim;
+            if (std::all_of(row, row + dim, [](float v) { return std::isfinite(v); })) continue;
+            const std::lock_guard<std::mutex> lock(mutex);
+            ++report.bad_rows;
+            std::vector<int64_t>& worst = report.first_bad;
+            worst.insert(std::upper_bound(worst.begin(), worst.end(), i), i);
+            if (worst.size() > 8) worst.pop_back();
+        }
+    }
+};
+
+// What keep_going looks at: every thread the stop flag, the calling thread now and then the clock.
+struct Worker {
+    Chain& chain;
+    bool is_caller;
+    unsigned clock_mask;  // the clock is read every clock_mask + 1 steps: a read is 25 ns, a small step 300 ns
+    unsigned calls = 0;
+    Clock::time_point last = Clock::now();
+
+    static bool keep_going(void* self) { return static_cast<Worker*>(self)->check(); }
+
+    bool check() {
+        if (chain.stop.load(std::memory_order_relaxed)) return false;
+        if (!is_caller || (++calls & clock_mask)) return true;
+        const auto now = Clock::now();
+        if (now - last < std::chrono::milliseconds(50)) return true;
+        last = now;
+        if (!chain.poll.function(chain.poll.context, chain.done.load())) chain.stop = true;
+        return !chain.stop;
+    }
+};
+
+void work_on_tiles(Chain& chain, Worker& worker, const Kernels& kernels, float* scratch) {
+    ChainArgs args = chain.args;
+    args.keep_going = &Worker::keep_going;
+    args.context = &worker;
+    for (;;) {
+        const int64_t first = chain.next.fetch_add(chain.tile);
+        if (first >= args.n) return;
+        const int count = int(std::min<int64_t>(chain.tile, args.n - first));
+        if (!kernels.chain(args, scratch, first, count)) return;
+        chain.note_bad_rows(first, count);
+        chain.done += count;
+    }
+}
+
+// Samples per tile: full tiles for long calls, smaller equal ones when there are too few to go round.
+int tile_size(const Kernels& k, int64_t n, int threads) {
+    const int64_t vectors = (n + k.lanes - 1) / k.lanes, full = k.tile / k.lanes;
+    const int64_t rounds = (vectors + threads * full - 1) / (threads * full);
+    return int(std::min(full, (vectors + rounds * threads - 1) / (rounds * threads)) * k.lanes);
+}
+
+// Starting a thread costs some 20 us; each should get at least twice that, at about 50 multiply-adds a ns.
+int useful_threads(int threads, double multiply_adds) {
+    return int(std::max(1.0, std::min(double(threads), multiply_adds / 2e6)));
+}
+
+}  // namespace
+
+ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll poll) {
+    if (args.n == 0) return {true, 0, {}};
+    args.program = program.view();
+    const Kernels& kernels = program.kernels();
+    const double work = double(program.work_per_step() + 32 * args.program.dim) * double(args.n) * args.program.n_rows;
+    threads = useful_threads(threads, work);
+    threads = int(std::min<int64_t>(threads, (args.n + kernels.lanes - 1) / kernels.lanes));
+
+    Chain chain{};
+    chain.args = args;
+    chain.poll = poll;
+    chain.tile = tile_size(kernels, args.n, threads);
+    const int64_t floats = kernels.scratch_floats(args.program, args.labels) + 16;
+    std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);
+    parallel(threads, [&](int i) {
+        const auto base = reinterpret_cast<uintptr_t>(scratch.get() + floats * i);
+        Worker worker{chain, i == 0, program.work_per_step() * chain.tile > 1000000 ? 0u : 15u};
+        work_on_tiles(chain, worker, kernels, reinterpret_cast<float*>((base + 63) / 64 * 64));
+    });
+    chain.report.completed = !chain.stop;
+    return chain.report;
+}
+
+namespace {
+
+// Quads [0, quads) in contiguous shares, cut at multiples of 512 quads.
+template <class Work>
+void over_quads(int64_t n, int64_t dim, int threads, Work work) {
+    const int64_t quads = n * ((dim + 3) / 4);
+    threads = useful_threads(threads, double(n) * double(dim) * 32);
+    const int64_t share = ((quads + threads - 1) / threads + 511) / 512 * 512;
+    parallel(threads, [&](int i) {
+        const int64_t begin = std::min(quads, i * share), end = std::min(quads, begin + share);
+        if (begin < end) work(begin, end);
+    });
+}
+
+}  // namespace
+
+void run_step(const Kernels& kernels, const StepArgs& args, int threads) {
+    over_quads(args.n, args.dim, threads, [&](int64_t begin, int64_t end) { kernels.step(args, begin, end); });
+}
+
+void run_noise(const Kernels& kernels, const NoiseArgs& args, int threads) {
+    over_quads(args.n, args.dim, threads, [&](int64_t begin, int64_t end) { kernels.noise(args, begin, end); });
+}
+
+double fma_peak(const Kernels& kernels, int threads, double seconds) {
+    const int candidates[] = {8, 10, 12};
+    double best = 0.0;
+    for (int chains : candidates) {
+        const auto begin = Clock::now();
+        int64_t iterations = 1 << 16;
+        while (Clock::now() - begin < std::chrono::duration<double>(seconds / 3)) {
+            std::vector<double> count(size_t(threads), 0.0);
+            const auto start = Clock::now();
+            parallel(threads, [&](int i) { count[size_t(i)] = kernels.fma_burst(iterations, chains); });
+            const double took = std::chrono::duration<double>(Clock::now() - start).count();
+            double total = 0.0;
+            for (double c : count) total += c;
+            best = std::max(best, 2e-9 * total / took);
+            if (took < 0.02) iterations *= 2;  // long enough that starting threads does not count
+        }
+    }
+    return best;
+}
+
+}  // namespace df::cpu

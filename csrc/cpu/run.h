@@ -1,0 +1,30 @@
+// Splits a call over threads and runs it: whole chains, single steps, noise. No Python, no torch.
+#pragma once
+#include <vector>
+
+#include "program.h"
+
+namespace df::cpu {
+
+// Called by the calling thread about every 50 ms with the number of samples done; false stops the call.
+struct Poll {
+    bool (*function)(void* context, int64_t done);
+    void* context;
+};
+
+struct ChainReport {
+    bool completed;
+    int64_t bad_rows;             // samples with a NaN or infinite element
+    std::vector<int64_t> first_bad;  // the lowest few of them
+};
+
+// args.program, keep_going and context are filled in here. threads >= 1 is an upper limit.
+ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll poll);
+
+void run_step(const Kernels& kernels, const StepArgs& args, int threads);
+void run_noise(const Kernels& kernels, const NoiseArgs& args, int threads);
+
+// The measured multiply-add ceiling in GFLOP/s: the best of several chain counts over about `seconds`.
+double fma_peak(const Kernels& kernels, int threads, double seconds);
+
+}  // namespace df::cpu

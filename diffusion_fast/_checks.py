@@ -1,0 +1,104 @@
+"""Argument checks shared by every public entry point.
+
+Each message names the argument, what was given and what is accepted, so that a caller can mend the call
+without opening the source.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+MAX_SAMPLES = 1 << 48  # sample indices are 48 bits of the Philox counter
+
+
+def describe(value: Any) -> str:
+    """One short phrase for a value of any type, for use in error messages."""
+    if isinstance(value, torch.Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"a {value.dtype} array of shape {tuple(value.shape)}"
+    text = repr(value)
+    if len(text) > 80:
+        text = text[:77] + "..."
+    return f"{text} ({type(value).__name__})"
+
+
+def bad_value(name: str, given: Any, accepted: str) -> ValueError:
+    return ValueError(f"{name}: got {describe(given)}; accepted: {accepted}")
+
+
+def bad_type(name: str, given: Any, accepted: str) -> TypeError:
+    return TypeError(f"{name}: got {describe(given)}; accepted: {accepted}")
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """An int (or NumPy integer, never a bool) in [low, high]."""
+    top = "" if high is None else f" to {high}"
+    accepted = f"an integer from {low}{top or ' up'}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise bad_type(name, value, accepted)
+    if value < low or (high is not None and value > high):
+        raise bad_value(name, value, accepted)
+    return int(value)
+
+
+def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> float:
+    """A finite real number in [low, high], or in (low, high] with open_low."""
+    accepted = f"a finite number in {'(' if open_low else '['}{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise bad_type(name, value, accepted)
+    number = float(value)
+    if not math.isfinite(number) or number < low or number > high or (open_low and number == low):
+        raise bad_value(name, value, accepted)
+    return number
+
+
+def choice(name: str, value: Any, accepted: Iterable[str]) -> str:
+    """One of the accepted names; an unknown one is answered with the nearest valid one."""
+    names = list(accepted)
+    if not isinstance(value, str):
+        raise bad_type(name, value, f"one of {', '.join(names)}")
+    if value not in names:
+        near = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.0)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise bad_value(name, value, f"one of {', '.join(names)}{hint}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise bad_type(name, value, "True or False")
+    return value
+
+
+def seed(name: str, value: Any) -> int:
+    """A seed in [0, 2^64), or a torch.Generator from which one is drawn."""
+    if isinstance(value, torch.Generator):
+        low, high = torch.randint(0, 1 << 32, (2,), generator=value, dtype=torch.int64, device=value.device).tolist()
+        return low | high << 32
+    return integer(name, value, 0, (1 << 64) - 1)
+
+
+def sample_range(n: Any, start: Any) -> tuple[int, int]:
+    """n >= 0 samples from index start, all below 2^48."""
+    count = integer("n", n, 0, MAX_SAMPLES)
+    first = integer("start", start, 0, MAX_SAMPLES)
+    if count + first > MAX_SAMPLES:
+        raise bad_value("start", start, f"start + n at most 2^48, with n = {count}")
+    return count, first
+
+
+def finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without NaN or infinity; the first bad position is named."""
+    bad = ~torch.isfinite(tensor)
+    if bool(bad.any()):
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        value = tensor[where].item()
+        raise ValueError(f"{name}: got {value} at index {where} ({int(bad.sum())} such); accepted: finite numbers")
+    return tensor

@@ -1,0 +1,116 @@
+"""Reading the nodes of an exported graph: names, operands, shapes, and where in the module they come from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+# How a layer's activation is called in the graph, without the underscore of the in-place form.
+SIMPLE_ACTIVATIONS = {"relu", "tanh", "sigmoid", "silu", "mish"}
+# These return their first operand, or a view of it in the same order.
+KEEPS = {"to", "_to_copy", "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "type_as"}
+RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"}
+DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
+CONCATENATIONS = {"cat", "concat", "concatenate"}
+# Which operands are asked only for their shape and dtype (all of them for sym_*): no dependence on data.
+METADATA_OPERANDS = {
+    **{f"{name}_like": (0,) for name in ("zeros", "ones", "full", "empty")},
+    **{f"new_{name}": (0,) for name in ("zeros", "ones", "full", "empty")},
+    **{name: (1,) for name in ("expand_as", "view_as", "reshape_as", "type_as")},
+    **{f"sym_{name}": (0,) for name in ("size", "stride", "numel", "storage_offset")},
+}
+
+
+class CaptureError(ValueError):
+    """A module that the fused kernels cannot run. reason: why; op: the operation; where: file, line and
+    code."""
+
+    def __init__(self, reason: str, op: str = "", where: str = "") -> None:
+        self.reason, self.op, self.where = reason, op, where
+        place = f" (operation {op})" if op else ""
+        place += f" at {where}" if where else ""
+        super().__init__(
+            f"model: {reason}{place}; accepted by backend='native': linear layers, activations and "
+            "concatenation over x, embeddings of t and y. Use backend='auto' or 'torch' for this model"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CaptureError, (self.reason, self.op, self.where)
+
+
+def op_name(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return (
+        schema.name.split("::")[-1]
+        if schema is not None
+        else getattr(node.target, "__name__", str(node.target))
+    )
+
+
+def operands(node: fx.Node) -> list[tuple[fx.Node, Any]]:
+    """The tensor operands with their arguments in the operation's schema."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    by_name = {argument.name: argument for argument in schema.arguments}
+    pairs = [
+        *zip(node.args, schema.arguments, strict=False),
+        *((v, by_name[k]) for k, v in node.kwargs.items()),
+    ]
+    return [(operand, argument) for operand, argument in pairs if isinstance(operand, fx.Node)]
+
+
+def _argument(node: fx.Node, name: str, default: Any) -> Any:
+    if name in node.kwargs:
+        return node.kwargs[name]
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    position = names.index(name)
+    return node.args[position] if position < len(node.args) else default
+
+
+def number(node: fx.Node, name: str, default: float) -> float:
+    value = _argument(node, name, default)
+    return float(value) if isinstance(value, (int, float)) else float("nan")
+
+
+def activation_of(node: fx.Node, name: str) -> tuple[str, float] | None:
+    """The activation's name in a plan and its parameter, or None if the node is something else."""
+    if name in SIMPLE_ACTIVATIONS:
+        return name, 0.0
+    if name == "leaky_relu":
+        return name, number(node, "negative_slope", 0.01)
+    if name == "elu" and number(node, "scale", 1) == 1 and number(node, "input_scale", 1) == 1:
+        return name, number(node, "alpha", 1)
+    if name == "gelu":
+        return ("gelu_tanh" if _argument(node, "approximate", "none") == "tanh" else "gelu"), 0.0
+    if name == "softplus" and number(node, "beta", 1) == 1 and number(node, "threshold", 20) == 20:
+        return name, 0.0
+    return None
+
+
+def tail_of(node: fx.Node) -> torch.Size:
+    """The shape of one sample of a node's value."""
+    return torch.Size(node.meta["val"].shape[1:])
+
+
+def refusal(node: fx.Node, reason: str) -> CaptureError:
+    return CaptureError(reason, op_name(node), where(node))
+
+
+def where(node: fx.Node) -> str:
+    """The module's own line behind a node, as "file:line: code (in the submodule's name)".
+
+    Tracing keeps the frames of forward methods only; the innermost one outside of torch is the module's.
+    """
+    frames = re.findall(r'File "(.*?)", line (\d+), in .*\n\s*(.*)', node.meta.get("stack_trace") or "")
+    library = str(Path(torch.__file__).parent)
+    own = [frame for frame in frames if not frame[0].startswith(library)] or frames
+    if not own:
+        return ""
+    file, line, code = own[-1]
+    names = [name for name, _ in (node.meta.get("nn_module_stack") or {}).values() if name]
+    return f"{Path(file).name}:{line}: {code}" + (f" (in {names[-1]})" if names else "")

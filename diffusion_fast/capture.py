@@ -1,0 +1,251 @@
+"""From a torch module to the program of one network evaluation that the fused kernels run.
+
+`capture` traces the module with torch.export, lets torch compute once whatever depends on the timestep or
+the class alone, and keeps the layers that depend on x. Each capture is checked against the module itself:
+other batch sizes, rows in another order, mixed timesteps, a second call. What cannot be captured raises
+CaptureError with the operation, the reason and the module's own line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffusion_fast import _checks, reference
+from diffusion_fast._graph import CaptureError
+from diffusion_fast._lowering import Lowering, World
+from diffusion_fast.plan import MAX_CLASSES, MAX_DIM, MAX_TABLES, TileProgram
+
+__all__ = ["TIME_INPUTS", "CaptureError", "capture", "network_time", "verify", "weights_fingerprint"]
+
+TIME_INPUTS = ("index", "index1", "unit", "sigma", "log_sigma/4")
+# Far above float32's rounding in any net that trains, far below the effect of a wrong graph.
+VERIFY_TOLERANCE = 1e-4
+
+
+class Schedule(Protocol):
+    """What network_time reads of a NoiseSchedule."""
+
+    @property
+    def n_steps(self) -> int: ...
+    @property
+    def alphas_cumprod(self) -> Tensor: ...
+
+
+def network_time(t_index: Any, time_input: str, schedule: Schedule) -> Tensor:
+    """What the network is given for timesteps (0-based indices into betas): a tensor of t_index's shape.
+
+    "index": t and "index1": t + 1, int64; "unit": (t + 1) / n_steps, "sigma": sqrt((1 - abar) / abar), the
+    noise level of Karras et al. 2022, and "log_sigma/4": log(sigma) / 4, their c_noise; float32, rounded
+    once. Raises ValueError for an unknown time_input or an index outside of the schedule.
+    """
+    _checks.choice("time_input", time_input, TIME_INPUTS)
+    t = torch.as_tensor(np.asarray(t_index))
+    if bool(((t < 0) | (t >= schedule.n_steps) | (t != t.round())).any()):
+        raise _checks.bad_value("timesteps", t_index, f"integers from 0 to {schedule.n_steps - 1}")
+    t = t.to(torch.int64)
+    if time_input in ("index", "index1"):
+        return t if time_input == "index" else t + 1
+    if time_input == "unit":
+        return ((t + 1).double() / schedule.n_steps).float()
+    abar = schedule.alphas_cumprod.double()[t]
+    sigma = torch.sqrt((1 - abar) / abar)
+    return (sigma if time_input == "sigma" else torch.log(sigma) / 4).float()
+
+
+def weights_fingerprint(module: nn.Module) -> tuple[tuple[str, int, int], ...]:
+    """(name, data_ptr, _version) of every parameter and buffer: changes when weights are replaced or
+    written to.
+
+    Writes through `.data` or a NumPy view leave no trace here.
+    """
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors)
+
+
+def capture(
+    module: nn.Module,
+    shape: Sequence[int],
+    timesteps: Iterable[float],
+    n_classes: int,
+    schedule: Schedule,
+    time_input: str = "index",
+) -> TileProgram:
+    """The tile program of module(x, t), or of module(x, t, y) with n_classes > 0.
+
+    x is (B, *shape) float32, t (B,) as network_time gives it, y (B,) int64 below n_classes (count the null
+    class in, where there is one). timesteps: the distinct times of the table; step table i belongs to the
+    i-th.
+
+    Raises TypeError or ValueError naming the argument for a module in train mode or with NaN weights, and
+    CaptureError (a ValueError) for what the kernels cannot run; backend="auto" then takes the torch path.
+    """
+    shape, n_classes = _check_arguments(module, shape, n_classes)
+    times = network_time(list(timesteps), time_input, schedule)
+    if not 1 <= len(times) <= MAX_TABLES:
+        raise _checks.bad_value("timesteps", len(times), f"1 to {MAX_TABLES} of them")
+    if not bool(torch.isfinite(times.double()).all()):
+        raise _checks.bad_value(
+            "time_input", time_input, "one that is finite at every timestep of the schedule"
+        )
+    device = next((tensor.device for _, tensor in _tensors(module)), torch.device("cpu"))
+    times = times.to(device)
+    # The caller's random state stays as it was, whatever the module draws.
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        program = _lower(module, shape, times, n_classes, device)
+        verify(module, program, shape, times)
+    return program
+
+
+def verify(module: nn.Module, program: TileProgram, shape: Sequence[int], times: Tensor) -> None:
+    """Compares a program with its module where a wrong capture shows; raises CaptureError that names the
+    place.
+
+    times: the network times, (n_tables,), on the module's device. Every row has its own timestep and class.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def random(high: int, n: int) -> Tensor:
+        return torch.randint(0, max(high, 1), (n,), generator=generator)
+
+    for n in (1, 3, 257):
+        x = torch.randn(n, *shape, generator=generator)
+        table, labels = random(program.n_tables, n), random(program.n_classes, n)
+        order = torch.randperm(n, generator=generator)
+        expected = reference.net(program, x.flatten(1), table, labels)
+        first, again = (_call(module, x, table, labels, times, program.n_classes) for _ in range(2))
+        moved = _call(module, x[order], table[order], labels[order], times, program.n_classes)
+        if not _close(again, first):
+            raise CaptureError(
+                "a second call with the same arguments gives another result: it has a state of its own"
+            )
+        if not _close(moved, first[order]):
+            raise CaptureError(
+                "rows in another order give other results: the samples of a batch influence each other"
+            )
+        if not _close(expected, first):
+            raise CaptureError(
+                f"the traced operations differ from the module at a batch of {n}: it depends on Python "
+                "values, on the batch size, or on other rows' t"
+            )
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _check_arguments(module: Any, shape: Any, n_classes: Any) -> tuple[tuple[int, ...], int]:
+    if not isinstance(module, nn.Module):
+        raise _checks.bad_type("model", module, "a torch.nn.Module")
+    if any(part.training for part in module.modules()):
+        raise ValueError(
+            f"model: got {type(module).__name__} in train mode; accepted: eval mode, call model.eval()"
+        )
+    for name, tensor in _tensors(module):
+        if tensor.is_floating_point():
+            _checks.finite(f"model.{name}", tensor.detach())
+    for name, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise CaptureError(f"got {parameter.dtype} weights in {name}, the kernels need torch.float32")
+    sides = tuple(_checks.integer("shape", side, 1) for side in shape)
+    if not 1 <= math.prod(sides) <= MAX_DIM or not sides:
+        raise CaptureError(f"got samples of {math.prod(sides)} elements, the kernels take 1 to {MAX_DIM}")
+    return sides, _checks.integer("n_classes", n_classes, 0, MAX_CLASSES)
+
+
+def _lower(
+    module: nn.Module, shape: tuple[int, ...], times: Tensor, n_classes: int, device: torch.device
+) -> TileProgram:
+    x = torch.zeros(2, *shape, device=device)  # two rows: export takes a batch of one for a constant
+    example = [x, times[:1].repeat(2), torch.zeros(2, dtype=torch.int64, device=device)][
+        : 3 if n_classes else 2
+    ]
+    exported = _export(module, example)
+    dim = math.prod(shape)
+    steps = World(max(2, len(times)), len(times))
+    classes = World(max(2, n_classes), n_classes) if n_classes else None
+    lowering = Lowering(dim, steps, classes)
+    held = {**exported.state_dict, **exported.constants}
+    inputs = iter(["x", "t", "y"])
+    for node, spec in zip(exported.graph.nodes, exported.graph_signature.input_specs, strict=False):
+        if spec.target is not None:
+            lowering.placeholder(node, f"the module's {spec.target}", "", held[spec.target])
+            continue
+        kind = next(inputs)
+        lowering.placeholder(node, f"its argument {kind}", kind, None)
+        if kind == "t":
+            steps.values[node] = _padded(times)
+        if kind == "y" and classes is not None:
+            classes.values[node] = _padded(torch.arange(n_classes, device=device))
+    for node in exported.graph.nodes:
+        if node.op == "call_function":
+            lowering.call(node)
+        elif node.op == "output":
+            out_value = lowering.finish(node.args[0][0])
+        elif node.op != "placeholder":
+            raise CaptureError(
+                "the traced module holds a part that cannot be followed", f"{node.op} {node.target}"
+            )
+    return TileProgram(dim, tuple(lowering.ops), out_value, len(times), n_classes, tuple(lowering.explain))
+
+
+def _padded(values: Tensor) -> Tensor:
+    """At least two rows, for the graph was traced with two."""
+    return values if len(values) > 1 else values.repeat(2)
+
+
+def _export(module: nn.Module, example: list[Tensor]) -> torch.export.ExportedProgram:
+    """The module's graph with a dynamic batch, not decomposed, after one plain call that shows what it
+    returns."""
+    import torch.export  # seconds at its first use, so not before somebody captures
+
+    try:
+        out = module(*example)
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in example)
+        raise CaptureError(
+            f"it raised {type(error).__name__} when called with ({shapes}): {error}"
+        ) from error
+    if not isinstance(out, Tensor) or out.shape != example[0].shape:
+        raise CaptureError(f"it returned {_checks.describe(out)} for x of shape {tuple(example[0].shape)}")
+    batch = torch.export.Dim("batch")
+    try:
+        # A failed export prints the graph so far; the error says enough.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return torch.export.export(
+                module, tuple(example), dynamic_shapes=tuple({0: batch} for _ in example), strict=False
+            )
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0]
+        if line.startswith("Constraints violated"):
+            line = "it fixes the batch size, by len(x) in place of x.shape[0] or by a branch on it"
+        raise CaptureError(f"torch.export cannot trace it: {line}") from error
+
+
+def _call(
+    module: nn.Module, x: Tensor, table: Tensor, labels: Tensor, times: Tensor, n_classes: int
+) -> Tensor:
+    args = [x.to(times.device), times[table.to(times.device)], labels.to(times.device)][
+        : 3 if n_classes else 2
+    ]
+    try:
+        return module(*args).flatten(1).cpu()
+    except Exception as error:
+        raise CaptureError(f"it raised {type(error).__name__} for a batch of {len(x)}: {error}") from error
+
+
+def _close(value: Tensor, expected: Tensor) -> bool:
+    """Within the tolerance of the values' rms; the constant covers outputs that cancel to about zero."""
+    scale = expected.double().square().mean().sqrt()
+    return value.shape == expected.shape and bool(
+        (value - expected).abs().max() <= VERIFY_TOLERANCE * scale + 1e-7
+    )

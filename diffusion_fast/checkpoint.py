@@ -1,0 +1,206 @@
+"""One file for a model, its schedule and its standardiser: safetensors with a JSON header, never pickle.
+
+Tensors: `model.<state dict name>`, `schedule.betas` (float64), `standardiser.mean` and `.std` (float64).
+The header's entry "diffusion_fast" is the JSON text of
+{format_version, model: {class, config}, schedule: {name}, metadata}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from diffusion_fast import _checks
+from diffusion_fast.models import MLPDenoiser
+from diffusion_fast.schedules import NoiseSchedule
+from diffusion_fast.standardiser import Standardiser
+
+FORMAT_VERSION = 1
+HEADER_KEY = "diffusion_fast"
+MODEL_CLASSES: dict[str, type[MLPDenoiser]] = {"MLPDenoiser": MLPDenoiser}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` found: the model (in eval mode), its schedule, its standardiser or None, the metadata."""
+
+    model: MLPDenoiser
+    schedule: NoiseSchedule
+    standardiser: Standardiser | None
+    metadata: dict[str, Any]
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: MLPDenoiser,
+    schedule: NoiseSchedule,
+    standardiser: Standardiser | None = None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint; the file appears whole or not at all, and replaces one that is there.
+
+    Args:
+        model: of one of the package's model classes, with finite weights.
+        schedule: at most as long as model.n_steps.
+        standardiser: of the model's dim; samples are brought back to the data's units with it.
+        metadata: a dictionary of JSON values to keep with it, such as the prediction type.
+
+    Raises ValueError or TypeError for other arguments, OSError where the file cannot be written.
+    """
+    target = Path(path)
+    if MODEL_CLASSES.get(type(model).__name__) is not type(model):
+        raise _checks.bad_type("model", model, f"one of the classes {', '.join(MODEL_CLASSES)}")
+    if not isinstance(schedule, NoiseSchedule):
+        raise _checks.bad_type("schedule", schedule, "a NoiseSchedule")
+    if standardiser is not None and not isinstance(standardiser, Standardiser):
+        raise _checks.bad_type("standardiser", standardiser, "a Standardiser or None")
+    state = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state["schedule.betas"] = schedule.betas.detach().cpu().to(torch.float64)
+    if standardiser is not None:
+        state["standardiser.mean"] = standardiser.mean
+        state["standardiser.std"] = standardiser.std
+    _check_parts(model, state, "")
+    header = {
+        "format_version": FORMAT_VERSION,
+        "model": {"class": type(model).__name__, "config": model.config},
+        "schedule": {"name": schedule.name},
+        "metadata": _json_object("metadata", metadata),
+    }
+    content = to_bytes(state, metadata={HEADER_KEY: json.dumps(header)})
+
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a crash could leave the new name with an empty file
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read what `save` wrote. Nothing in the file is executed, and nothing is allocated before it is checked.
+
+    Raises FileNotFoundError, and ValueError, which names what is wrong, for a file of another format or
+    version, cut short, with an unknown model class, missing, additional or misshapen tensors, or NaN in them.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"path: got {str(file)!r}, which is no file; accepted: a checkpoint file")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            header = _header((tensors.metadata() or {}).get(HEADER_KEY))
+            model_class, config = _model_header(header)
+            shapes = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            dtypes = {name: tensors.get_slice(name).get_dtype() for name in shapes}
+            # Without memory first: a damaged configuration may ask for any amount of it.
+            with torch.device("meta"):
+                _check_layout(_build(model_class, config), shapes, dtypes)
+            state = {name: tensors.get_tensor(name) for name in shapes}
+        model = _build(model_class, config)
+        _check_parts(model, state, "tensor ")
+        model.load_state_dict(
+            {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        )
+        schedule = NoiseSchedule(state["schedule.betas"], name=header["schedule"]["name"])
+        standardiser = None
+        if "standardiser.mean" in state:
+            standardiser = Standardiser(state["standardiser.mean"], state["standardiser.std"])
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise ValueError(
+            f"path: got {str(file)!r}, which cannot be used: {error}; accepted: a checkpoint "
+            f"written by save, format version {FORMAT_VERSION}"
+        ) from error
+    return Checkpoint(model.eval(), schedule, standardiser, header["metadata"])
+
+
+def _header(text: str | None) -> dict[str, Any]:
+    """The parsed header with every entry of the right type."""
+    if text is None:
+        raise ValueError(f"the file has no entry {HEADER_KEY!r} in its header")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header is not JSON ({error})") from error
+    version = header.get("format_version") if isinstance(header, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"its format version is {version!r}")
+    for key in ("model", "schedule", "metadata"):
+        if not isinstance(header.get(key), dict):
+            raise ValueError(f"its header has no object {key!r}")
+    if not isinstance(header["schedule"].get("name"), str):
+        raise ValueError("its header has no schedule name")
+    return header
+
+
+def _model_header(header: dict[str, Any]) -> tuple[type[MLPDenoiser], dict[str, Any]]:
+    name, config = header["model"].get("class"), header["model"].get("config")
+    _checks.choice("model class", name, MODEL_CLASSES)
+    if not isinstance(config, dict):
+        raise ValueError("its header has no model configuration")
+    return MODEL_CLASSES[name], config
+
+
+def _build(model_class: type[MLPDenoiser], config: dict[str, Any]) -> MLPDenoiser:
+    """The model of a configuration, with no draw from torch's global generator."""
+    with torch.random.fork_rng(devices=[]):
+        return model_class(**config)
+
+
+def _check_layout(model: MLPDenoiser, shapes: dict[str, list[int]], dtypes: dict[str, str]) -> None:
+    """Refuse tensors that are missing, additional, or of another shape or type than the model has."""
+    wanted = {f"model.{name}": (list(value.shape), "F32") for name, value in model.state_dict().items()}
+    wanted["schedule.betas"] = (shapes.get("schedule.betas", [])[:1] or [1], "F64")  # of any length
+    if "standardiser.mean" in shapes or "standardiser.std" in shapes:
+        wanted["standardiser.mean"] = wanted["standardiser.std"] = (list(model.shape), "F64")
+    missing, more = sorted(wanted.keys() - shapes), sorted(shapes.keys() - wanted)
+    if missing or more:
+        raise ValueError(f"it lacks the tensors {missing[:4]} and has the unknown tensors {more[:4]}")
+    for name, (shape, dtype) in wanted.items():
+        if shapes[name] != shape or dtypes[name] != dtype:
+            raise ValueError(f"its tensor {name} is {dtypes[name]} {shapes[name]}, not {dtype} {shape}")
+
+
+def _check_parts(model: MLPDenoiser, state: dict[str, Tensor], prefix: str) -> None:
+    """Refuse values that no sampler could use."""
+    for name, value in state.items():
+        if name.startswith("model.") and value.dtype != torch.float32:
+            raise _checks.bad_value(prefix + name, value, "float32 weights")
+        _checks.finite(prefix + name, value)
+    betas = state["schedule.betas"]
+    if not 1 <= len(betas) <= model.n_steps:
+        raise ValueError(
+            f"schedule: got one of {len(betas)} steps; accepted: 1 to {model.n_steps} (model.n_steps)"
+        )
+    if bool((betas <= 0).any()):
+        raise _checks.bad_value(prefix + "schedule.betas", betas.min().item(), "numbers in (0, 1]")
+    mean = state.get("standardiser.mean")
+    if mean is not None and mean.shape != model.shape:
+        raise _checks.bad_value("standardiser", mean, f"one of model.dim = {model.shape[0]} columns")
+
+
+def _json_object(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
+    accepted = "a dictionary with string keys and JSON values (finite numbers, strings, lists, ...)"
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise _checks.bad_type(name, value, accepted)
+    try:
+        same = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _checks.bad_type(name, value, accepted) from error
+    if same != dict(value):  # such as keys that are numbers, or tuples, which come back as something else
+        raise _checks.bad_value(name, value, accepted)
+    return same

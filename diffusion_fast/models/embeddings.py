@@ -1,0 +1,65 @@
+"""Time embeddings: timestep index t, (B,) int64 in [0, n_steps), to columns beside the input of a denoiser.
+
+They depend on t alone, so sampling folds them into one table with a row per step: their cost never shows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+N_FREQUENCIES = 8
+
+
+class LearnedTimeEmbedding(nn.Sequential):
+    """Linear(1, time_dim) - tanh - Linear(time_dim, time_dim) - tanh of (t + 1) / n_steps - 1/2."""
+
+    def __init__(self, n_steps: int, time_dim: int) -> None:
+        super().__init__(nn.Linear(1, time_dim), nn.Tanh(), nn.Linear(time_dim, time_dim), nn.Tanh())
+        self.n_steps = n_steps
+
+    def forward(self, t: Tensor) -> Tensor:
+        dtype = self.get_parameter("0.weight").dtype
+        time = (t + 1).to(dtype) / self.n_steps - 0.5
+        return super().forward(time.unsqueeze(-1))
+
+
+class SinusoidalTimeEmbedding(nn.Module):
+    """Linear(16, time_dim) of sin and cos of (t + 1) * n_steps^(-i / 8), i = 0 .. 7.
+
+    The transformer's positional features (Vaswani et al. 2017, section 3.5) with base n_steps in place of
+    10000, so that the periods cover 2 pi to about 2 pi n_steps, just the times that occur.
+    """
+
+    def __init__(self, n_steps: int, time_dim: int) -> None:
+        super().__init__()
+        exponents = torch.arange(N_FREQUENCIES, dtype=torch.float64) / N_FREQUENCIES
+        # Not a weight: it follows from n_steps, so a state dict does not carry it.
+        self.register_buffer("frequencies", (float(n_steps) ** -exponents).float(), persistent=False)
+        self.proj = nn.Linear(2 * N_FREQUENCIES, time_dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        frequencies = self.get_buffer("frequencies")
+        angles = (t + 1).to(frequencies.dtype).unsqueeze(-1) * frequencies
+        return self.proj(torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1))
+
+
+class ScalarTime(nn.Module):
+    """The raw number t + 1 as one column (no weights; time_dim has no part in it)."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        return (t + 1).to(torch.get_default_dtype()).unsqueeze(-1)
+
+
+TIME_EMBEDDINGS = ("learned", "sinusoidal", "table", "scalar")
+
+
+def make_time_embedding(name: str, n_steps: int, time_dim: int) -> tuple[nn.Module, int]:
+    """The embedding of one of TIME_EMBEDDINGS and the number of columns that it returns."""
+    if name == "learned":
+        return LearnedTimeEmbedding(n_steps, time_dim), time_dim
+    if name == "sinusoidal":
+        return SinusoidalTimeEmbedding(n_steps, time_dim), time_dim
+    if name == "table":
+        return nn.Embedding(n_steps, time_dim), time_dim
+    return ScalarTime(), 1

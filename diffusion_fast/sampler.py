@@ -1,0 +1,470 @@
+"""Sampler: a denoiser, a schedule and a solver, made once into a Plan; then samples, any number, any time.
+
+Sample i is a function of (plan, seed, i) alone on the native backend: the same bits for every n, start, chunk
+size and number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from diffusion_fast import _checks, _cpu, capture, ops, plan, reference, solvers, threads
+from diffusion_fast.noise import normal
+from diffusion_fast.schedules import NoiseSchedule
+from diffusion_fast.solvers.table import StepTable
+from diffusion_fast.standardiser import Standardiser
+
+BACKENDS = ("auto", "native", "torch")
+MODULE_CHUNK = 1 << 13  # samples per network call on the torch path: about the best for small nets on a CPU
+
+
+class Sampler:
+    """Draws samples from a trained denoiser.
+
+    model: an nn.Module in eval mode, called as model(x, t) or, with classes, model(x, t, y); x is (B, *shape)
+    float32, t (B,), y (B,) int64. schedule: its NoiseSchedule.
+
+    shape: of one sample; taken from model.shape where the model has it. solver: "ddpm" or "ddim", with the
+    solver's own options as further keywords (variance, last_noise, eta, spacing, timesteps; see
+    diffusion_fast.solvers). steps: rows to run, all of the schedule's by default. prediction_type: "epsilon",
+    "sample" or "v_prediction". clip: clamp of the predicted x0 to [-clip, clip].
+    n_classes: of a conditional model, the null class not counted; taken from model.n_classes. guidance_scale
+    s: F = u + s (c - u), 1 = none; or guidance_weight w = s - 1 (Ho & Salimans 2022).
+    time_input: what the model takes for t: "index" (0-based), "index1", "unit" ((t + 1) / T), "sigma",
+    "log_sigma/4".
+    backend: "native" runs the fused kernel or says why it cannot; "torch" runs the module with plain torch
+    steps; "auto" is native where it can, else the module with the fused step (explain() tells).
+    precision: "float32". device: "cpu". standardiser: its inverse is applied to the samples.
+
+    Immutable, thread-safe, picklable. Raises TypeError or ValueError naming the argument; CaptureError (a
+    ValueError) where backend="native" cannot run the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: NoiseSchedule,
+        *,
+        shape: Any = None,
+        solver: str = "ddpm",
+        steps: int | None = None,
+        prediction_type: str = "epsilon",
+        clip: float | None = None,
+        guidance_scale: float | None = None,
+        guidance_weight: float | None = None,
+        n_classes: int | None = None,
+        time_input: str = "index",
+        backend: str = "auto",
+        precision: str = "float32",
+        device: str | torch.device | None = None,
+        standardiser: Standardiser | None = None,
+        **solver_options: Any,
+    ) -> None:
+        _check_model(model, schedule)
+        _checks.choice("backend", backend, BACKENDS)
+        _checks.choice("precision", precision, ["float32"])
+        _checks.choice("time_input", time_input, capture.TIME_INPUTS)
+        if device is not None:
+            _checks.choice("device", str(device), ["cpu"])
+        self.model = model
+        self.schedule = schedule
+        self.shape = _sample_shape(model, shape)
+        self.n_classes = _class_count(model, n_classes)
+        self.time_input = time_input
+        self.standardiser = _check_standardiser(standardiser, self.shape)
+        self.guidance = _guidance(guidance_scale, guidance_weight, self.n_classes)
+        table = solvers.solve(
+            solver, schedule, steps=steps, prediction_type=prediction_type, clip=clip, **solver_options
+        )
+        self.table = _with_guidance(table, self.guidance)
+        self.backend = backend
+        self.plan: plan.Plan | None = None
+        self._notes: list[str] = []
+        self._program: _cpu.Program | None = None
+        if backend != "torch":
+            self._capture(required=backend == "native")
+        self._fingerprint = capture.weights_fingerprint(model)
+
+    def _capture(self, required: bool) -> None:
+        classes = self.n_classes + 1 if self.n_classes else 0
+        times = self.table.table_timesteps.tolist()
+        try:
+            program = capture.capture(self.model, self.shape, times, classes, self.schedule, self.time_input)
+            self.plan = plan.build_plan(self.table, program, branches=2 if self.guidance is not None else 1)
+        except capture.CaptureError as reason:
+            if required:
+                raise
+            self._notes = [f"The module runs in torch, with the fused step, because: {reason}"]
+            return
+        self._program = _cpu.Program(self.plan.to_bytes())
+        self._notes = list(program.explain)
+
+    # ---- drawing
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | torch.Generator = 0,
+        start: int = 0,
+        labels: int | Tensor | None = None,
+        x_T: Tensor | None = None,
+        noise: Tensor | None = None,
+        return_trajectory: bool = False,
+        out: Tensor | np.ndarray | None = None,
+        progress: bool = False,
+        threads: int | None = None,
+    ) -> Tensor:
+        """Samples start .. start + n - 1 of the seed's stream: (n, *shape) float32 on the CPU.
+
+        seed: int in [0, 2^64), or a torch.Generator from which one is drawn. labels: an int or (n,) integers
+        in [0, n_classes], n_classes being the null class, which None means too. x_T (n, *shape) and noise
+        (rows, n, *shape), float32, replace the stream's. return_trajectory: (rows + 1, n, *shape), from x_T
+        to the samples. out: a contiguous float32 tensor or array to write to. threads: at most so many;
+        default DIFFUSION_FAST_THREADS, else torch.get_num_threads().
+
+        Samples that hold NaN or infinity are counted and named in a RuntimeWarning. Ctrl-C stops the call.
+        Raises TypeError or ValueError naming the argument before anything is written, RuntimeError when the
+        model's weights have changed since the sampler was made.
+        """
+        count, first = _checks.sample_range(n, start)
+        key = _checks.seed("seed", seed)
+        workers = _resolve_threads(threads)
+        _checks.flag("return_trajectory", return_trajectory)
+        _checks.flag("progress", progress)
+        y = self._labels(labels, count)
+        rows = len(self.table)
+        begin = None if x_T is None else _given("x_T", x_T, (count, *self.shape))
+        z = None if noise is None else _given("noise", noise, (rows, count, *self.shape))
+        self._check_weights()
+        lead = (rows + 1, count) if return_trajectory else (count,)
+        if out is not None:
+            target = _target(out, (*lead, *self.shape), [begin, z])
+        else:
+            target = _allocate((*lead, *self.shape))
+        if count:
+            run = self._run_native if self._program is not None else self._run_module
+            with tqdm(total=count, unit="sample", unit_scale=True, disable=not progress) as bar:
+                run(target, count, first, key, workers, y, begin, z, return_trajectory, bar)
+                bar.update(count - bar.n)
+        if self.standardiser is not None:
+            target.copy_(self.standardiser.inverse(target.view(-1, *self.shape)).view(target.shape))
+        return target
+
+    def stream(self, n: int, chunk_size: int = 1 << 18, **options: Any) -> Iterator[Tensor]:
+        """The samples of `sample(n, **options)` in chunks of at most chunk_size, in bounded memory.
+
+        The arguments are checked at the call, before the first chunk is asked for. out, x_T and noise, which
+        belong to whole calls, are not accepted.
+        """
+        count, first = _checks.sample_range(n, options.pop("start", 0))
+        size = _checks.integer("chunk_size", chunk_size, 1)
+        for name in ("out", "x_T", "noise"):
+            if name in options:
+                raise _checks.bad_value(name, options[name], "nothing here: call sample for each chunk")
+        key = _checks.seed("seed", options.pop("seed", 0))
+        y = self._labels(options.pop("labels", None), count)
+        self.sample(0, **options)  # checks the rest
+
+        def chunks() -> Iterator[Tensor]:
+            for at in range(0, count, size):
+                m = min(size, count - at)
+                part = y[at : at + m] if isinstance(y, Tensor) else y
+                yield self.sample(m, seed=key, start=first + at, labels=part, **options)
+
+        return chunks()
+
+    def explain(self) -> str:
+        """What was folded into tables, what the fused kernel runs, what is left to torch, and why."""
+        head = [
+            f"{self.table!r} on {type(self.model).__name__}, shape {self.shape}",
+            f"backend: {self.backend!r}"
+            + (f", native ({self._program.isa})" if self._program is not None else ", torch"),
+        ]
+        if self.plan is not None:
+            head.append(f"plan {self.plan.hash[:16]}: {self.plan.flops_per_sample_step} flop a sample and step")
+        if self.guidance is not None:
+            head.append(f"guidance: u + {self.guidance:g} (c - u), two evaluations a row")
+        return "\n".join(head + [f"  {line}" for line in self._notes])
+
+    def __repr__(self) -> str:
+        return f"Sampler({type(self.model).__name__}, {self.table!r}, backend={self.backend!r})"
+
+    # ---- the two ways to run
+
+    def _run_native(
+        self,
+        target: Tensor,
+        n: int,
+        start: int,
+        seed: int,
+        workers: int,
+        y: Tensor | int | None,
+        x_T: Tensor | None,
+        z: Tensor | None,
+        trajectory: bool,
+        bar: Any,
+    ) -> None:
+        assert self._program is not None
+        last = _allocate((n, *self.shape)) if trajectory else target
+        bad, rows = self._program.run(
+            last.data_ptr(),
+            n,
+            start,
+            seed,
+            workers,
+            x_T=0 if x_T is None else x_T.data_ptr(),
+            noise=0 if z is None else z.data_ptr(),
+            trajectory=target.data_ptr() if trajectory else 0,
+            labels=y.data_ptr() if isinstance(y, Tensor) else 0,
+            label=y if isinstance(y, int) else 0,
+            progress=None if bar.disable else lambda done: bar.update(done - bar.n),
+        )
+        _warn_not_finite(bad, n, [start + row for row in rows])
+
+    @torch.no_grad()
+    def _run_module(
+        self,
+        target: Tensor,
+        n: int,
+        start: int,
+        seed: int,
+        workers: int,
+        y: Tensor | int | None,
+        x_T: Tensor | None,
+        z: Tensor | None,
+        trajectory: bool,
+        bar: Any,
+    ) -> None:
+        step = reference.reverse_step_ref if self.backend == "torch" else ops.reverse_step
+        times = capture.network_time(self.table.table_timesteps, self.time_input, self.schedule)
+        for at in range(0, n, MODULE_CHUNK):
+            part = slice(at, min(at + MODULE_CHUNK, n))
+            m = part.stop - at
+            labels = None if y is None else torch.as_tensor(y[part] if isinstance(y, Tensor) else y).expand(m).long()
+            if x_T is not None:
+                x = x_T[part].clone()
+            else:
+                dim = math.prod(self.shape)
+                x = normal(m, dim, seed=seed, step=0, purpose="initial", start=start + at).view(m, *self.shape)
+            history = [torch.zeros_like(x) for _ in range(3)]
+            if trajectory:
+                target[0, part] = x
+            for i, row in enumerate(self.table):
+                source: dict[str, Any] = {"noise": z[i, part]} if z is not None else {"seed": seed}
+                F, guided = self._evaluate(row, row.c_in * x, times, labels)
+                x = step(x, F, row, step=i, start=start + at, history=history, **source, **guided)
+                if trajectory:
+                    target[i + 1, part] = x
+            if not trajectory:
+                target[part] = x
+            bar.update(m)
+        final = target[-1] if trajectory else target
+        bad = (~torch.isfinite(final.flatten(1)).all(1)).nonzero().flatten()
+        _warn_not_finite(len(bad), n, (bad[:8] + start).tolist())
+
+    def _evaluate(self, row: Any, u: Tensor, times: Tensor, labels: Tensor | None) -> tuple[Any, dict[str, Any]]:
+        """The module's output for a row and, with guidance, that for the null class."""
+        if not row.eval:
+            return None, {}
+        t = times[row.table].expand(len(u))
+        if labels is None:
+            return self.model(u, t), {}
+        F = self.model(u, t, labels)
+        if self.guidance is None:
+            return F, {}
+        unconditional = self.model(u, t, torch.full_like(labels, self.n_classes))
+        return F, {"uncond_output": unconditional, "guidance_scale": row.guidance}
+
+    # ---- checks at call time
+
+    def _labels(self, labels: Any, n: int) -> Tensor | int | None:
+        """None without classes; an int, or (n,) int32 in [0, n_classes]."""
+        if not self.n_classes:
+            if labels is not None:
+                raise _checks.bad_value("labels", labels, "None, for the model has no classes (n_classes)")
+            return None
+        accepted = f"an integer from 0 to {self.n_classes} (the null class), or ({n},) of them"
+        if labels is None:
+            if self.guidance is not None:
+                raise _checks.bad_value("labels", labels, accepted + ", for a guided sampler")
+            return self.n_classes
+        if not isinstance(labels, (Tensor, np.ndarray, list, tuple)):
+            return _checks.integer("labels", labels, 0, self.n_classes)
+        try:
+            y = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError):
+            raise _checks.bad_type("labels", labels, accepted) from None
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            raise _checks.bad_type("labels", labels, accepted)
+        if y.shape != (n,) or y.device.type != "cpu":
+            raise _checks.bad_value("labels", labels, accepted)
+        if n and not 0 <= int(y.min()) <= int(y.max()) <= self.n_classes:
+            wrong = y[(y < 0) | (y > self.n_classes)][0]
+            raise _checks.bad_value("labels", int(wrong), accepted)
+        return y.to(torch.int32).contiguous()
+
+    def _check_weights(self) -> None:
+        if self.model.training:
+            raise _checks.bad_value("model", "a module in train mode", "one in eval mode: call model.eval()")
+        if self._program is not None and capture.weights_fingerprint(self.model) != self._fingerprint:
+            raise RuntimeError(
+                "model: its weights have changed since this Sampler was made from them; make a new Sampler"
+            )
+
+    # ---- pickling: the packed program is rebuilt from the plan
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_program", "_fingerprint")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._program = None if self.plan is None else _cpu.Program(self.plan.to_bytes())
+        self._fingerprint = capture.weights_fingerprint(self.model)
+
+
+_CALL_TIME = ("seed", "start", "labels", "x_T", "noise", "return_trajectory", "out", "progress", "threads")
+
+
+def sample(model: nn.Module, schedule: NoiseSchedule, n: int, **options: Any) -> Tensor:
+    """Sampler(model, schedule, **plan-time options).sample(n, **call-time options): (n, *shape) float32."""
+    call = {name: options.pop(name) for name in _CALL_TIME if name in options}
+    return Sampler(model, schedule, **options).sample(n, **call)
+
+
+# ---- checks at plan time
+
+
+def _check_model(model: Any, schedule: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise _checks.bad_type("model", model, "a torch.nn.Module")
+    if model.training:
+        raise _checks.bad_value("model", "a module in train mode", "one in eval mode: call model.eval()")
+    if not isinstance(schedule, NoiseSchedule):
+        raise _checks.bad_type("schedule", schedule, "a NoiseSchedule")
+    limit = getattr(model, "n_steps", None)
+    if isinstance(limit, int) and schedule.n_steps > limit:
+        raise _checks.bad_value("schedule", f"{schedule.n_steps} steps", f"at most model.n_steps = {limit}")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.device.type != "cpu":
+            raise _checks.bad_value("model", f"{name} on {tensor.device}", "a module on the CPU: model.cpu()")
+        if tensor.is_floating_point():
+            _checks.finite(f"model.{name}", tensor.detach())
+
+
+def _sample_shape(model: nn.Module, shape: Any) -> tuple[int, ...]:
+    given = getattr(model, "shape", None) if shape is None else shape
+    if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
+        given = (given,)
+    if not isinstance(given, (tuple, list, torch.Size)) or not given:
+        raise _checks.bad_type("shape", given, "the shape of one sample, a tuple of positive integers such as (3,)")
+    return tuple(_checks.integer("shape", size, 1, 1 << 32) for size in given)
+
+
+def _class_count(model: nn.Module, n_classes: Any) -> int:
+    own = getattr(model, "n_classes", None)
+    if n_classes is None:
+        return own or 0
+    count = _checks.integer("n_classes", n_classes, 1, plan.MAX_CLASSES - 1)
+    if own is not None and own != count:
+        raise _checks.bad_value("n_classes", count, f"the model's own {own}")
+    return count
+
+
+def _guidance(scale: Any, weight: Any, n_classes: int) -> float | None:
+    """The scale s of u + s (c - u), or None for no guidance."""
+    if scale is None and weight is None:
+        return None
+    if scale is not None and weight is not None:
+        raise _checks.bad_value("guidance_weight", weight, "None where guidance_scale is given: s = 1 + w")
+    if not n_classes:
+        name, given = ("guidance_scale", scale) if weight is None else ("guidance_weight", weight)
+        raise _checks.bad_value(name, given, "None, for the model has no classes (n_classes)")
+    return _checks.real("guidance_scale", scale) if weight is None else 1 + _checks.real("guidance_weight", weight)
+
+
+def _with_guidance(table: StepTable, guidance: float | None) -> StepTable:
+    if guidance is None:
+        return table
+    rows = table.rows.copy()
+    rows["guidance"] = guidance
+    return StepTable(rows, table.timesteps, table.table_timesteps, table.solver)
+
+
+def _check_standardiser(standardiser: Any, shape: tuple[int, ...]) -> Standardiser | None:
+    if standardiser is not None:
+        if not isinstance(standardiser, Standardiser):
+            raise _checks.bad_type("standardiser", standardiser, "a Standardiser or None")
+        if shape != (standardiser.dim,):
+            raise _checks.bad_value("standardiser", f"{standardiser.dim} columns", f"the sample's shape {shape}")
+    return standardiser
+
+
+# ---- memory
+
+
+def _resolve_threads(value: Any) -> int:
+    return threads.resolve(value)
+
+
+def _given(name: str, tensor: Any, shape: tuple[int, ...]) -> Tensor:
+    """A finite float32 CPU tensor of this shape, contiguous."""
+    accepted = f"a float32 tensor of shape {shape} on the CPU"
+    if not isinstance(tensor, Tensor):
+        raise _checks.bad_type(name, tensor, accepted)
+    if tensor.dtype != torch.float32 or tensor.shape != shape or tensor.device.type != "cpu":
+        raise _checks.bad_value(name, tensor, accepted)
+    if tensor.requires_grad:
+        raise _checks.bad_value(name, "a tensor that requires grad", "one without: pass it detached")
+    return _checks.finite(name, tensor.contiguous())
+
+
+def _allocate(shape: tuple[int, ...]) -> Tensor:
+    size = 4 * math.prod(shape)
+    if size >= 1 << 62:
+        raise _checks.bad_value("n", shape[-2] if len(shape) > 1 else shape, "an output below 2^62 bytes")
+    try:
+        return torch.empty(shape, dtype=torch.float32)
+    except RuntimeError as error:  # torch's allocator raises no MemoryError
+        raise MemoryError(f"n: an output of shape {shape} needs {size / 2**30:.1f} GiB; use stream()") from error
+
+
+def _target(out: Any, shape: tuple[int, ...], inputs: list[Tensor | None]) -> Tensor:
+    accepted = f"a writable, contiguous float32 tensor or array of shape {shape} on the CPU"
+    if isinstance(out, np.ndarray):
+        if not out.flags.writeable or out.dtype != np.float32 or not out.flags.c_contiguous or out.shape != shape:
+            state = "read-only" if not out.flags.writeable else f"strides {out.strides}"
+            raise _checks.bad_value("out", f"{_checks.describe(out)}, {state}", accepted)
+        tensor = torch.from_numpy(out)
+    elif isinstance(out, Tensor):
+        tensor = out
+        if out.dtype != torch.float32 or out.shape != shape or out.device.type != "cpu" or not out.is_contiguous():
+            raise _checks.bad_value("out", f"{_checks.describe(out)}, strides {out.stride()}", accepted)
+        if out.requires_grad:
+            raise _checks.bad_value("out", "a tensor that requires grad", accepted)
+    else:
+        raise _checks.bad_type("out", out, accepted)
+    begin, end = tensor.data_ptr(), tensor.data_ptr() + 4 * tensor.numel()
+    for other in inputs:
+        if other is not None and other.data_ptr() < end and begin < other.data_ptr() + 4 * other.numel():
+            raise _checks.bad_value("out", out, "memory that x_T and noise do not use")
+    return tensor
+
+
+def _warn_not_finite(count: int, n: int, rows: list[int]) -> None:
+    if count:
+        more = ", ..." if count > len(rows) else ""
+        warnings.warn(
+            f"{count} of {n} samples hold NaN or infinity: sample {', '.join(map(str, rows))}{more} "
+            "(the model's output overflowed; the others are unaffected)",
+            RuntimeWarning,
+            stacklevel=4,
+        )

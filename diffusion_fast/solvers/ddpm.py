@@ -1,0 +1,59 @@
+"""Ancestral sampling of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", Algorithm 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffusion_fast import _checks
+from diffusion_fast.schedules import NoiseSchedule
+from diffusion_fast.solvers.levels import Levels, check_clip
+from diffusion_fast.solvers.table import StepTable
+
+
+def ddpm(
+    schedule: NoiseSchedule,
+    *,
+    steps: int | None = None,
+    spacing: str = "leading",
+    timesteps: Sequence[int] | np.ndarray | None = None,
+    variance: str = "posterior",
+    last_noise: bool = False,
+    stop: int | None = None,
+    prediction_type: str = "epsilon",
+    clip: float | None = None,
+) -> StepTable:
+    """x_prev = mean of q(x_prev | x_t, x0) at the predicted x0, plus sigma z (eqs. 7 and 11).
+
+    steps, spacing, timesteps: which timesteps run, see `spacing.resolve_timesteps`; with fewer than T, beta
+        is the effective 1 - abar_t / abar_prev of the stride.
+    variance: "beta" for sigma^2 = beta_t, "posterior" for beta_t (1 - abar_prev) / (1 - abar_t)
+        (section 3.2: the two extreme choices, exact for x0 ~ N(0, I) and for a single point).
+    last_noise: whether the last row adds noise too. (Not with variance "posterior" and stop=None: that
+        variance is 0 where abar_prev = 1.)
+    stop: the timestep whose noise level the chain ends at, below the last one that runs; None ends at the
+        data, abar_prev = 1.
+    prediction_type: what the network's output means, "epsilon", "sample" (x0) or "v_prediction".
+    clip: bound of |x0| > 0, in the units of the data; None for no clamp.
+
+    Raises ValueError or TypeError naming the argument; an epsilon prediction at abar = 0 is refused.
+    """
+    _checks.choice("variance", variance, ("beta", "posterior"))
+    _checks.flag("last_noise", last_noise)
+    if last_noise and variance == "posterior" and stop is None:
+        accepted = "False with variance='posterior' and stop=None, where that variance is 0"
+        raise _checks.bad_value("last_noise", last_noise, accepted)
+    bound = check_clip(clip)
+    q = Levels.of(schedule, steps, spacing, timesteps, stop)
+    x0, _ = q.predictions(prediction_type)
+
+    mean_x0 = q.sqrt_abar_prev * q.beta / q.var  # eq. 7
+    mean_x = np.sqrt(q.alpha) * q.var_prev / q.var
+    s = np.sqrt(q.beta if variance == "beta" else q.beta * q.var_prev / q.var)
+    if not last_noise:
+        s[-1] = 0.0
+
+    if clip is None:  # x0 is affine in x and F: eq. 11
+        return StepTable.from_columns("ddpm", q.t, a=mean_x + mean_x0 * x0.x, e=mean_x0 * x0.F, s=s)
+    return StepTable.from_columns("ddpm", q.t, p_x=x0.x, p_F=x0.F, clip=bound, a=mean_x, b=mean_x0, s=s)

@@ -1,0 +1,556 @@
+"""Capture: a module and its tile program compute the same; what cannot be captured is refused with its
+place."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as nnf
+from nets import ForeignNet, foreign_net
+from torch import Tensor, nn
+
+from diffusion_fast import capture as capture_module
+from diffusion_fast import reference
+from diffusion_fast.capture import CaptureError, capture, network_time, weights_fingerprint
+from diffusion_fast.models.mlp import ACTIVATIONS, MLPDenoiser
+from diffusion_fast.plan import TileProgram
+from diffusion_fast.schedules import NoiseSchedule
+
+SCHEDULE = NoiseSchedule.linear(n_steps=20, beta_start=1e-4, beta_end=0.2)
+STEPS = list(range(19, -1, -2))
+ULP = 2.0**-23
+
+
+def inputs(dim: int, n_classes: int, n: int = 200) -> tuple[Tensor, Tensor, Tensor]:
+    """x, table index and label for n rows."""
+    return torch.randn(n, dim), torch.randint(0, len(STEPS), (n,)), torch.randint(0, max(n_classes, 1), (n,))
+
+
+def assert_equals_module(program: TileProgram, module: nn.Module, n_classes: int = 0) -> None:
+    """|program - float64 module| <= 2 |float32 module - float64 module| + 4 ulp of the rms."""
+    x, table, y = inputs(program.dim, n_classes)
+    t = torch.tensor(STEPS)[table]
+    args = [t, y][: 2 if n_classes else 1]
+    with torch.no_grad():
+        exact = copy.deepcopy(module).double()(x.double(), *args)
+        plain = module(x, *args)
+    got = reference.net(program, x, table, y)
+    rms = exact.square().mean().sqrt()
+    assert (got - exact).abs().max() <= 2 * (plain - exact).abs().max() + 4 * ULP * rms
+    # In float64 only the rounding of the folded tables is left.
+    wide = reference.net(program, x.double(), table, y)
+    assert (wide - exact).abs().max() <= 2 * (plain - exact).abs().max() + 4 * ULP * rms
+
+
+@pytest.mark.parametrize("embedding", ["learned", "sinusoidal", "table", "scalar"])
+@pytest.mark.parametrize("n_classes", [None, 3])
+def test_our_models(embedding: str, n_classes: int | None) -> None:
+    model = MLPDenoiser(3, (24, 17), "tanh", embedding, 20, time_dim=5, n_classes=n_classes).eval()
+    rows = 0 if n_classes is None else n_classes + 1
+    program = capture(model, (3,), STEPS, rows, SCHEDULE)
+    assert_equals_module(program, model, rows)
+    first, second, last = program.layers
+    assert (program.dim, program.n_tables, program.n_classes, program.out_value) == (3, 10, rows, 3)
+    assert first.weight.shape == (24, 3) and first.bias is None
+    assert first.step_table is not None and first.step_table.shape == (10, 24)
+    assert first.class_table is None if n_classes is None else first.class_table.shape == (4, 24)
+    assert second.step_table is None and second.bias is not None and second.activation == "tanh"
+    assert last.activation == "identity"
+    np.testing.assert_array_equal(second.weight, model.model[2].weight.detach().numpy())
+    lines = "\n".join(program.explain)
+    assert "run once, for all steps" in lines and "step table 10 x 24" in lines and "tanh fused" in lines
+    assert ("class table 4 x 24" in lines) == (n_classes is not None)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations(name: str) -> None:
+    model = MLPDenoiser(2, (16,), name, "table", 20).eval()
+    program = capture(model, (2,), STEPS, 0, SCHEDULE)
+    assert program.layers[0].activation == name
+    assert program.layers[0].act_param == pytest.approx({"leaky_relu": 0.01, "elu": 1.0}.get(name, 0.0))
+    assert_equals_module(program, model)
+
+
+@pytest.mark.parametrize("fold", ForeignNet.FOLDS)
+@pytest.mark.parametrize("n_classes", [0, 3])
+@pytest.mark.parametrize("seed", range(2))
+def test_foreign_modules(fold: str, n_classes: int, seed: int) -> None:
+    module = foreign_net(seed, n_classes, fold)
+    assert_equals_module(capture(module, (module.dim,), STEPS, n_classes, SCHEDULE), module, n_classes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fold", ForeignNet.FOLDS)
+@pytest.mark.parametrize("n_classes", [0, 3])
+def test_hundreds_of_random_modules(fold: str, n_classes: int) -> None:
+    for seed in range(100, 140):
+        module = foreign_net(seed, n_classes, fold)
+        assert_equals_module(capture(module, (module.dim,), STEPS, n_classes, SCHEDULE), module, n_classes)
+
+
+class Net(nn.Module):
+    """A module with some layers whose forward is the given function of (self, x, t, y)."""
+
+    def __init__(self, body: Callable[..., Any]) -> None:
+        super().__init__()
+        self.body = body
+        self.first, self.last, self.square = nn.Linear(3, 8), nn.Linear(8, 3), nn.Linear(8, 8)
+        self.wide, self.short = nn.Linear(11, 8), nn.Linear(3, 3)
+        self.time, self.label = nn.Embedding(20, 8), nn.Embedding(4, 8)
+        self.offset = nn.Parameter(torch.randn(1, 8))
+        self.register_buffer("count", torch.ones(1))
+        self.register_buffer("table", torch.randn(20, 8, dtype=torch.float64))
+        self.norm, self.groups = nn.BatchNorm1d(8), nn.LayerNorm(8)
+        self.calls = 0
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Any:
+        return self.body(self, x, t, y)
+
+
+def in_place(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    hidden = m.first(x)
+    view = hidden.view(-1, 8)
+    hidden += m.time(t)
+    view.tanh_()
+    return m.last(hidden)
+
+
+def filled(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    features = torch.zeros(x.shape[0], 8)
+    features[:, :4] = m.time(t)[:, :4]
+    features[:, 4:] += t[:, None] * 0.1
+    return m.last(torch.relu(m.first(x) + features))
+
+
+def scaled_time(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    time = t.float()
+    time += 1  # a copy of t, not t itself
+    return m.last(torch.relu(m.first(x) + time[:, None] / 20))
+
+
+def read_twice(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    hidden = m.first(x) + m.time(t)
+    torch.tanh(hidden)  # read by nobody
+    torch.sigmoid(m.square(torch.relu(hidden)))
+    return m.last(hidden)
+
+
+# What a module may do; every entry equals its module.
+ACCEPTED: dict[str, Callable[..., Any]] = {
+    "in place, through a view": in_place,
+    "a buffer filled in place": filled,
+    "a converted copy of t": scaled_time,
+    "a value read raw and activated": read_twice,
+    "shapes of x": lambda m, x, t, y: m.last(torch.tanh(m.first(x) + m.offset.expand(x.size(0), -1))),
+    "expand_as": lambda m, x, t, y: m.short(x) + m.time(t)[:, :1].expand_as(x),
+    "zeros_like and full": lambda m, x, t, y: (
+        m.short(x) + torch.zeros_like(x) + torch.full((x.shape[0], 3), 2.0)
+    ),
+    "shape of a hidden value": lambda m, x, t, y: m.last((h := m.first(x)) + torch.ones_like(h) * m.time(t)),
+    "reshapes": lambda m, x, t, y: m.last(
+        m.first(x.flatten(1).view(-1, 3).reshape(x.shape[0], 1, 3).squeeze(1))
+    ),
+    "clone, detach, to": lambda m, x, t, y: m.last(
+        m.first(x.clone().to(torch.float32).contiguous()).detach()
+    ),
+    "own view_as": lambda m, x, t, y: m.short(x.view_as(x).type_as(x)),
+    "addmm": lambda m, x, t, y: torch.addmm(m.last.bias, m.first(x), m.last.weight.T),
+    "addmm with a time bias": lambda m, x, t, y: m.last(torch.addmm(m.time(t), x, m.first.weight.T).relu()),
+    "constants": lambda m, x, t, y: m.short(x) + torch.tensor([1.0, 2.0, 3.0]) + 0.5,
+    "shift of x": lambda m, x, t, y: m.short(x + m.time(t)[:, :3] + 1.0),
+    "shift after an activation": lambda m, x, t, y: m.last(torch.relu(m.first(x)) + m.time(t)),
+    "two additions": lambda m, x, t, y: m.last(nnf.silu(m.time(t) + (m.first(x) + m.offset)) + 1),
+    "x behind the embedding": lambda m, x, t, y: m.last(m.wide(torch.cat([m.time(t), x], 1)).relu()),
+    "cat of cats": lambda m, x, t, y: m.last(
+        m.wide(torch.cat([torch.cat([m.time(t)[:, :4], x], 1), m.offset[:, :4].expand(x.shape[0], 4)], -1))
+    ),
+    "float64 table, rounded": lambda m, x, t, y: m.last(torch.relu(m.first(x) + m.table[t].float())),
+    "norm of t alone": lambda m, x, t, y: m.last(torch.relu(m.first(x) + m.groups(m.time(t)))),
+    "dropout in eval": lambda m, x, t, y: m.last(nnf.dropout(torch.relu(m.first(x)), 0.5, m.training)),
+    "activated output": lambda m, x, t, y: torch.tanh(m.short(x)),
+    "no t at all": lambda m, x, t, y: m.last(torch.relu(m.first(x))),
+    "the same layer twice": lambda m, x, t, y: m.last(torch.tanh(m.square(torch.tanh(m.square(m.first(x)))))),
+    "weight of two parameters": lambda m, x, t, y: m.last(nnf.linear(x, m.first.weight * m.count)),
+}
+CONDITIONED: dict[str, Callable[..., Any]] = {
+    "class added": lambda m, x, t, y: m.last(torch.relu(m.first(x) + m.label(y))),
+    "sum of t and y": lambda m, x, t, y: m.last(torch.relu(m.first(x) + (m.time(t) + m.label(y)))),
+    "projected sum": lambda m, x, t, y: m.last(torch.relu(m.first(x) + m.square(m.time(t) + m.label(y)))),
+    "joined": lambda m, x, t, y: m.last(
+        torch.relu(m.first(x) + m.wide(torch.cat([m.time(t), m.label(y)[:, :3]], 1)))
+    ),
+    "in place on the layer": lambda m, x, t, y: m.last(m.first(x).add_(m.time(t)).add_(m.label(y)).relu_()),
+    "class alone, activated": lambda m, x, t, y: m.last(
+        torch.relu(m.first(x) + torch.tanh(m.label(y)) + m.time(t))
+    ),
+    "y not read": lambda m, x, t, y: m.last(torch.relu(m.first(x) + m.time(t))),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted(name: str) -> None:
+    module = Net(ACCEPTED[name]).eval()
+    program = capture(module, (3,), STEPS, 0, SCHEDULE)
+    x, table, _ = inputs(3, 0)
+    expected = module(x, torch.tensor(STEPS)[table]).detach()
+    torch.testing.assert_close(reference.net(program, x, table), expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_accepted_with_classes(name: str) -> None:
+    module = Net(CONDITIONED[name]).eval()
+    program = capture(module, (3,), STEPS, 4, SCHEDULE)
+    x, table, y = inputs(3, 4)
+    expected = module(x, torch.tensor(STEPS)[table], y).detach()
+    torch.testing.assert_close(reference.net(program, x, table, y), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_only_what_is_read_becomes_a_layer() -> None:
+    program = capture(Net(read_twice).eval(), (3,), STEPS, 0, SCHEDULE)
+    assert [layer.activation for layer in program.layers] == ["identity", "identity"]
+    twice = capture(
+        Net(lambda m, x, t, y: m.last((h := m.first(x)) + torch.zeros_like(torch.tanh(h)))).eval(),
+        (3,),
+        STEPS,
+        0,
+        SCHEDULE,
+    )
+    assert len(twice.layers) == 2
+
+
+@pytest.mark.parametrize("steps", [[5], [5, 4], list(range(20))])
+def test_any_number_of_steps_and_classes(steps: list[int]) -> None:
+    module = Net(CONDITIONED["sum of t and y"]).eval()
+    program = capture(module, (3,), steps, 1, SCHEDULE)
+    x = torch.randn(5, 3)
+    for i, step in enumerate(steps):
+        expected = module(x, torch.full((5,), step), torch.zeros(5, dtype=torch.int64)).detach()
+        torch.testing.assert_close(reference.net(program, x, i, 0), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_samples_of_several_axes() -> None:
+    class Image(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 8))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.layers(x).unflatten(1, (2, 4))
+
+    module = Image().eval()
+    program = capture(module, (2, 4), STEPS, 0, SCHEDULE)
+    x = torch.randn(6, 2, 4)
+    expected = module(x, torch.zeros(6)).detach().flatten(1)
+    torch.testing.assert_close(reference.net(program, x.flatten(1), 0), expected, rtol=1e-5, atol=2e-6)
+
+
+def count_calls(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    m.calls += 1
+    return m.short(x) + 0.01 * m.calls
+
+
+def write_after(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    time = m.time(t)
+    time.add_(m.first(x))
+    return m.last(time)
+
+
+# What is refused, and a part of the reason.
+REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
+    "mean over the batch": (lambda m, x, t, y: m.short(x + x.mean(0, keepdim=True)), "samples of a batch"),
+    "sum of everything": (lambda m, x, t, y: m.short(x) + x.sum(), "samples of a batch"),
+    "softmax over the batch": (lambda m, x, t, y: m.short(x.softmax(0)), "no fused kernel"),
+    "cumsum over the batch": (lambda m, x, t, y: m.short(x.cumsum(0)), "no fused kernel"),
+    "flip of the batch": (lambda m, x, t, y: m.short(x.flip(0)), "no fused kernel"),
+    "transposed": (lambda m, x, t, y: m.short(x.T.T), "samples of a batch"),
+    "matmul": (lambda m, x, t, y: m.short(x @ m.short.weight), "no fused kernel"),
+    "sine": (lambda m, x, t, y: m.last(torch.sin(m.first(x))), "no fused kernel"),
+    "film": (lambda m, x, t, y: m.last(m.first(x) * m.time(t)), "no fused kernel"),
+    "layer norm": (lambda m, x, t, y: m.last(m.groups(m.first(x))), "no fused kernel"),
+    "batch norm": (lambda m, x, t, y: m.last(m.norm(m.first(x))), "no fused kernel"),
+    "slice": (lambda m, x, t, y: m.short(x) + x[:, :1], "no fused kernel"),
+    "chunk": (lambda m, x, t, y: m.last(torch.cat(m.first(x).chunk(2, 1)[::-1], 1)), "no fused kernel"),
+    "residual": (lambda m, x, t, y: x + m.last(torch.relu(m.first(x))), "residual"),
+    "skip": (lambda m, x, t, y: m.last(m.wide(torch.cat([m.first(x), x], 1))), "skip"),
+    "activation of x": (lambda m, x, t, y: m.short(torch.relu(x)), "does not follow a linear"),
+    "activation twice": (lambda m, x, t, y: m.last(torch.tanh(torch.relu(m.first(x)))), "on top of another"),
+    "activation of a sum": (
+        lambda m, x, t, y: m.last((m.first(x).relu() + m.time(t)).relu()),
+        "does not follow",
+    ),
+    "activation of a cat": (
+        lambda m, x, t, y: m.last(m.wide(torch.cat([x, m.time(t)], 1).relu())),
+        "does not follow",
+    ),
+    "softplus beta": (lambda m, x, t, y: m.last(nnf.softplus(m.first(x), beta=2)), "no fused kernel"),
+    "softplus threshold": (
+        lambda m, x, t, y: m.last(nnf.softplus(m.first(x), threshold=5)),
+        "no fused kernel",
+    ),
+    "selu": (lambda m, x, t, y: m.last(nnf.selu(m.first(x))), "no fused kernel"),
+    "scaled addition": (
+        lambda m, x, t, y: m.last(torch.add(m.first(x), m.time(t), alpha=2)),
+        "no fused kernel",
+    ),
+    "random": (lambda m, x, t, y: m.short(x) + torch.randn_like(x), "random"),
+    "random, of t": (lambda m, x, t, y: m.last(m.first(x) + torch.rand(t.shape[0], 8)), "random"),
+    "dropout that stays on": (lambda m, x, t, y: m.last(nnf.dropout(m.first(x), 0.5, True)), "random"),
+    "bernoulli": (lambda m, x, t, y: m.short(x) + torch.bernoulli(torch.full_like(x, 0.5)), "random"),
+    "writes to x": (lambda m, x, t, y: m.short(x.mul_(2)), "its argument x"),
+    "writes to a view of x": (lambda m, x, t, y: m.short(x.view(-1, 3).relu_()), "its argument x"),
+    "writes to t": (lambda m, x, t, y: m.last(m.first(x) + m.time(t.clamp_(0, 5))), "its argument t"),
+    "writes to a buffer": (lambda m, x, t, y: m.short(x) + m.count.add_(1), "the module's count"),
+    "writes x into t's values": (write_after, "into one that does not"),
+    "position in the batch": (
+        lambda m, x, t, y: m.short(x) + torch.arange(x.shape[0])[:, None],
+        "position in the batch",
+    ),
+    "batch size as a number": (lambda m, x, t, y: m.short(x) + x.shape[0], "batch size, or"),
+    "half precision": (
+        lambda m, x, t, y: nnf.linear(x.half(), m.short.weight.half()).float(),
+        "computes in torch.float16",
+    ),
+    "double precision": (
+        lambda m, x, t, y: (m.short(x) + m.table[t][:, :3]).float(),
+        "computes in torch.float64",
+    ),
+    "hypernetwork": (
+        lambda m, x, t, y: nnf.linear(x, m.time(t)[0][:3, None] * m.short.weight),
+        "its weights depend",
+    ),
+    "time as an answer": (lambda m, x, t, y: m.time(t)[:, :3], "not that of a linear layer"),
+    "shifted answer": (lambda m, x, t, y: torch.relu(m.short(x)) + 1, "not that of a linear layer"),
+    "broadcast of x": (lambda m, x, t, y: m.last(m.first(x)[:, :1] + m.time(t)), "no fused kernel"),
+    "t as one number": (lambda m, x, t, y: m.short(x) + t[0].item(), "element of t, as a plain number"),
+    "layer on another axis": (
+        lambda m, x, t, y: m.short(x.unsqueeze(1).expand(-1, 2, 3)).sum(1),
+        "no fused kernel",
+    ),
+}
+# Found by comparing with the module, so there is no single line to name.
+NOTICED: dict[str, tuple[Callable[..., Any], str]] = {
+    "mean over t": (lambda m, x, t, y: m.last(m.first(x) + m.time(t).mean(0)), "differ from the module"),
+    "time of the first row": (lambda m, x, t, y: m.last(m.first(x) + m.time(t[:1])), "on other rows' t"),
+    "state": (count_calls, "second call"),
+    "random of Python": (lambda m, x, t, y: m.short(x) + random.random(), "second call"),
+    "random of NumPy": (lambda m, x, t, y: m.short(x) + float(np.random.rand()), "second call"),
+    "scaled by the batch size": (
+        lambda m, x, t, y: m.last(m.first(x) + m.time(t) / t.shape[0]),
+        "batch of 1",
+    ),
+    "branch on the batch size": (
+        lambda m, x, t, y: m.short(x) + (1.0 if len(x) > 100 else 0.0),
+        "torch.export",
+    ),
+    "len(x)": (lambda m, x, t, y: m.short(x) + torch.ones(len(x), 3), "fixes the batch size, by len"),
+    "x as an answer": (lambda m, x, t, y: x, "not that of a linear layer"),
+    "branch on data": (lambda m, x, t, y: m.short(x) if x.mean() > 0 else x, "torch.export cannot trace"),
+    "slice of the batch": (lambda m, x, t, y: m.short(x[:2]), "samples of a batch"),
+    "a dictionary": (lambda m, x, t, y: {"sample": m.short(x)}, "returned"),
+    "a tuple": (lambda m, x, t, y: (m.short(x),), "returned"),
+    "another shape": (lambda m, x, t, y: m.first(x), "returned"),
+    "an error of its own": (lambda m, x, t, y: m.first(t), "raised"),
+    "NaN in a table": (
+        lambda m, x, t, y: m.last(m.first(x) + torch.log(t - 50.0)[:, None]),
+        "NaN or infinity",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_the_place(name: str) -> None:
+    body, reason = REFUSED[name]
+    with pytest.raises(CaptureError, match=reason) as caught:
+        capture(Net(body).eval(), (3,), STEPS, 0, SCHEDULE)
+    assert isinstance(caught.value, ValueError) and "backend='auto' or 'torch'" in str(caught.value)
+    assert caught.value.op
+    assert re.fullmatch(
+        r"test_capture\.py:\d+: return self\.body\(self, x, t, y\)( \(in \w+\))?", caught.value.where
+    )
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.LayerNorm(4)), nn.Linear(4, 3)
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        x = x.clone()
+        return self.layers(x)
+
+
+def test_the_place_is_the_line_and_the_submodule() -> None:
+    line = Nested.forward.__code__.co_firstlineno + 2
+    with pytest.raises(CaptureError) as caught:
+        capture(Nested().eval(), (3,), STEPS, 0, SCHEDULE)
+    assert caught.value.op == "layer_norm"
+    assert caught.value.where == f"test_capture.py:{line}: return self.layers(x) (in layers.1.1)"
+    assert f"(operation layer_norm) at {caught.value.where}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NOTICED)
+def test_noticed(name: str) -> None:
+    body, reason = NOTICED[name]
+    with pytest.raises(CaptureError, match=reason):
+        capture(Net(body).eval(), (3,), STEPS, 0, SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x, t, y: m.last(m.first(x) + nnf.silu(m.time(t) + m.label(y))),
+        lambda m, x, t, y: m.last(m.first(x) + m.time(t) * m.label(y)),
+        lambda m, x, t, y: m.last(m.first(x) + m.time(t + y)),
+    ],
+)
+def test_step_and_class_that_do_not_add_up(body: Callable[..., Any]) -> None:
+    with pytest.raises(CaptureError, match="step and the class"):
+        capture(Net(body).eval(), (3,), [3, 2, 1], 4, SCHEDULE)
+
+
+def deep(depth: int, width: int = 4) -> Net:
+    module = Net(lambda m, x, t, y: m.stack(x))
+    widths = [3, *[width] * (depth - 1), 3]
+    module.stack = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
+    return module.eval()
+
+
+def test_limits() -> None:
+    assert len(capture(deep(16), (3,), [0], 0, SCHEDULE).layers) == 16
+    with pytest.raises(CaptureError, match="more than 16 linear layers"):
+        capture(deep(17), (3,), [0], 0, SCHEDULE)
+    capture(deep(2, 2048), (3,), [0], 0, SCHEDULE)
+    with pytest.raises(CaptureError, match="width 2049"):
+        capture(deep(2, 2049), (3,), [0], 0, SCHEDULE)
+
+
+@torch.no_grad()
+def set_nan(module: Net) -> None:
+    module.short.weight[1, 2] = float("nan")
+
+
+# What is wrong with the module or an argument.
+WRONG: list[tuple[type[Exception], str, Callable[[Net], Any] | None, dict[str, Any]]] = [
+    (TypeError, r"model: got .*accepted: a torch.nn.Module", None, {"module": len}),
+    (ValueError, r"train mode; accepted: .*model.eval\(\)", nn.Module.train, {}),
+    (ValueError, r"train mode", lambda m: m.norm.train(), {}),
+    (ValueError, r"model.short.weight: got nan at index \(1, 2\)", set_nan, {}),
+    (CaptureError, r"torch.float64 weights", nn.Module.double, {}),
+    (CaptureError, r"torch.float16 weights", nn.Module.half, {}),
+    (ValueError, r"timesteps: got .*accepted: integers from 0 to 19", None, {"timesteps": [20]}),
+    (ValueError, r"timesteps: got .*accepted: integers from 0 to 19", None, {"timesteps": [-1]}),
+    (ValueError, r"timesteps: got .*accepted: integers", None, {"timesteps": [0.5]}),
+    (ValueError, r"timesteps: got .*accepted: 1 to", None, {"timesteps": []}),
+    (ValueError, r"time_input: .*did you mean 'index1'", None, {"time_input": "index_1"}),
+    (ValueError, r"n_classes: got -1", None, {"n_classes": -1}),
+    (ValueError, r"shape: got 0", None, {"shape": (0,)}),
+    (CaptureError, r"samples of 257 elements", None, {"shape": (257,)}),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "change", "arguments"), WRONG)
+def test_wrong_arguments(
+    error: type[Exception], message: str, change: Callable[[Net], Any] | None, arguments: dict[str, Any]
+) -> None:
+    module = Net(lambda m, x, t, y: m.short(x)).eval()
+    if change is not None:
+        change(module)
+    given = {"module": module, "shape": (3,), "timesteps": [0], "n_classes": 0, "schedule": SCHEDULE}
+    with pytest.raises(error, match=message):
+        capture(**(given | arguments))
+
+
+def test_capture_leaves_no_trace() -> None:
+    module = Net(CONDITIONED["class added"]).eval()
+    before, state = weights_fingerprint(module), torch.get_rng_state()
+    capture(module, (3,), STEPS, 4, SCHEDULE)
+    assert weights_fingerprint(module) == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_fingerprint_sees_changes() -> None:
+    module = MLPDenoiser(2, (4,)).eval()
+    before = weights_fingerprint(module)
+    assert before == weights_fingerprint(module)
+    with torch.no_grad():
+        module.model[0].bias.add_(1)
+    written = weights_fingerprint(module)
+    assert written != before
+    module.model[0].bias = nn.Parameter(torch.zeros(4))
+    assert weights_fingerprint(module) != written
+
+
+def test_the_program_keeps_its_own_weights() -> None:
+    module = Net(lambda m, x, t, y: m.last(torch.relu(m.first(x)))).eval()
+    program = capture(module, (3,), STEPS, 0, SCHEDULE)
+    x = torch.randn(4, 3)
+    before = reference.net(program, x, 0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(7)
+    assert torch.equal(reference.net(program, x, 0), before)
+
+
+@pytest.mark.parametrize("name", ["index", "index1", "unit", "sigma", "log_sigma/4"])
+def test_network_time(name: str) -> None:
+    t = torch.tensor([0, 7, 19])
+    time = network_time(t, name, SCHEDULE)
+    sigma = ((1 - SCHEDULE.alphas_cumprod) / SCHEDULE.alphas_cumprod).sqrt()[t]
+    expected = {
+        "index": t,
+        "index1": t + 1,
+        "unit": (t + 1) / 20,
+        "sigma": sigma,
+        "log_sigma/4": sigma.log() / 4,
+    }[name]
+    assert time.dtype == (torch.int64 if name.startswith("index") else torch.float32)
+    torch.testing.assert_close(time, expected.to(time.dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["index1", "unit", "sigma", "log_sigma/4"])
+def test_time_inputs_reach_the_module(name: str) -> None:
+    module = Net(lambda m, x, t, y: m.last(torch.relu(m.first(x) + torch.sin(t.float())[:, None]))).eval()
+    program = capture(module, (3,), STEPS, 0, SCHEDULE, name)
+    x = torch.randn(5, 3)
+    for i, step in enumerate(STEPS):
+        t = network_time(step, name, SCHEDULE).expand(5)
+        torch.testing.assert_close(reference.net(program, x, i), module(x, t).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_verify_compares_with_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Net(lambda m, x, t, y: m.short(x)).eval()
+    program = capture(module, (3,), [0, 1], 0, SCHEDULE)
+    layer = program.layers[0]
+    weight = layer.weight.copy()
+    weight[0, 0] += 0.01
+    layers = (type(layer)(layer.src, layer.dst, weight, layer.bias),)
+    with pytest.raises(CaptureError, match="differ from the module at a batch of 1"):
+        capture_module.verify(module, TileProgram(3, layers, 1, 2), (3,), torch.tensor([0, 1]))
+
+
+def test_errors_survive_pickling() -> None:
+    error = CaptureError("reason", "sin", "net.py:3: sin(x)")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and (again.reason, again.op, again.where) == (
+        "reason",
+        "sin",
+        "net.py:3: sin(x)",
+    )
+
+
+def test_importing_does_not_load_the_exporter() -> None:
+    code = "import sys, diffusion_fast.capture; sys.exit('torch.export._trace' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
