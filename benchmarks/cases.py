@@ -68,7 +68,7 @@ class Chain:
 
     def contenders(self, n: int, result: Result) -> list[Contender]:
         self.ours(min(n, 4096))
-        found = [Contender("ours", lambda: self.ours(n))]
+        found = [Contender("ours", partial(self.ours, n))]
         for make in peers.CHAIN_PEERS:
             peer = peer_or_reason(partial(make, self.model, self.activation), result)
             if peer is not None:
@@ -105,7 +105,7 @@ class Latency:
         chain, n = self.chain, self.samples
         result = Result(self.name, f"sample({n}), {chain.steps} steps of {chain.name[6:]}", "samples/s")
         chain.ours(n)
-        found = [Contender("ours", lambda: chain.ours(n), calls=200)]
+        found = [Contender("ours", partial(chain.ours, n), calls=200)]
         for make in peers.CHAIN_PEERS:
             peer = peer_or_reason(partial(make, chain.model, chain.activation), result)
             if peer is not None:

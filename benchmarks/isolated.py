@@ -1,6 +1,6 @@
 """Measurements that need a process of their own: a forced instruction set, and peak memory.
 
-`measure(...)` runs this file with `python -m benchmarks.isolated WHAT` and reads one line of JSON.
+`measure(...)` runs this file with `python -m benchmarks.isolated WHAT full` and reads one line of JSON.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ CHUNK = 1 << 18
 MEGABYTE = 1e6
 
 
-def measure(what: str, **environment: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.isolated", what]
+def measure(what: str, quick: bool, **environment: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.isolated", what, "quick" if quick else "full"]
     run = subprocess.run(
         command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -48,7 +49,7 @@ def _peak_share(quick: bool) -> dict[str, Any]:
         if chain.peak_share is not None:
             n = chain.samples // 4 if quick else chain.samples
             chain.ours(1024)
-            ours = [Contender("ours", lambda chain=chain, n=n: chain.ours(n))]
+            ours = [Contender("ours", partial(chain.ours, n))]
             row = compare(Result("", ""), ours, chain.gflop_per_sample * n, cases.REPEATS, machine.fma_peak)
             shares[chain.name] = {"share": row.rows[0].of_ceiling, "gflops": row.rows[0].rate}
     return {"isa": _cpu.isa(), "chains": shares}
@@ -70,14 +71,12 @@ def _memory_growth(quick: bool, stream: bool) -> dict[str, Any]:
         rows = len(chain.sampler.sample(SAMPLES, seed=0))
     if rows != SAMPLES:
         raise RuntimeError(f"asked for {SAMPLES} samples, got {rows}")
-    return {
-        "growth_mb": _memory("VmHWM") - before,
-        "output_mb": (CHUNK if stream else SAMPLES) * 8 / MEGABYTE,
-    }
+    output = (CHUNK if stream else SAMPLES) * 8 / MEGABYTE
+    return {"growth_mb": _memory("VmHWM") - before, "output_mb": output}
 
 
 def main() -> None:
-    what, quick = sys.argv[1], bool(os.environ.get("BENCH_QUICK"))
+    what, quick = sys.argv[1], sys.argv[2] == "quick"
     if what == "peak":
         print(json.dumps(_peak_share(quick)))
     else:

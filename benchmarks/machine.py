@@ -43,6 +43,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "memory_gib": round(int(memory_kb[0]) / 2**20, 1) if memory_kb else None,
         "simd": [flag for flag in flags if flag in ("avx2", "fma") or flag.startswith(("avx512", "amx"))],
         "system": platform.platform(terse=True),

@@ -1,4 +1,4 @@
-"""Interleaved timing: every contender once in each round, so that a drifting machine drifts for all of them."""
+"""Interleaved timing: every contender once in each round, so that a drifting machine drifts for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Contender:
-    """run() is timed `calls` times in a row; it may return its own seconds (a chunked run scaled to n samples)."""
+    """run() is timed `calls` times in a row; it may return its own seconds (a chunked run, scaled to n)."""
 
     name: str
     run: Callable[[], float | None]
@@ -23,9 +23,8 @@ class Contender:
         begin = time.perf_counter()
         own = [self.run() for _ in range(self.calls)]
         elapsed = time.perf_counter() - begin
-        return (
-            sum(s for s in own if s is not None) / self.calls if own[0] is not None else elapsed / self.calls
-        )
+        given = [seconds for seconds in own if seconds is not None]
+        return (sum(given) if given else elapsed) / self.calls
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,8 @@ class Result:
         for row in self.rows:
             share = "" if row.of_ceiling is None else f"{100 * row.of_ceiling:.0f} %"
             ratio = "" if row is self.rows[0] else f"{row.ratio:.2f}x"
-            lines.append(
-                f"  {row.name:16}{show_seconds(row.seconds):>11}{row.rate:>12.1f}{share:>12}{ratio:>14}  {row.note}"
-            )
+            figures = f"{show_seconds(row.seconds):>11}{row.rate:>12.1f}{share:>12}{ratio:>14}"
+            lines.append(f"  {row.name:16}{figures}  {row.note}".rstrip())
         if self.ceiling is not None:
             lines.append(f"  {'ceiling':16}{'':>11}{self.ceiling:>12.1f}")
         lines += [f"  {name}" for name in self.missing] + [f"  {check}" for check in self.checks]
@@ -137,7 +135,6 @@ def compare(
     if ceilings:
         result.ceiling, result.best_ceiling = statistics.median(ceilings), max(ceilings)
     if required_share is not None:
-        result.checks.insert(
-            0, Check("of the ceiling", result.rows[0].of_ceiling or 0.0, required_share, "%")
-        )
+        share = result.rows[0].of_ceiling or 0.0
+        result.checks.insert(0, Check("of the ceiling", share, required_share, "%"))
     return result

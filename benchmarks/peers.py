@@ -1,8 +1,8 @@
 """What others would write for the same job: plain torch, torch by hand, JAX and diffusers.
 
 Each chain peer is made once (weights packed, functions compiled) and then called with a number of samples.
-The coefficients are those of DDPM with the posterior variance (Ho et al. 2020, arXiv:2006.11239, algorithm 2),
-computed here from the betas so that no peer depends on the package it is compared with.
+The coefficients are those of DDPM with the posterior variance (Ho et al. 2020, arXiv:2006.11239, algorithm
+2), computed here from the betas so that no peer depends on the package it is compared with.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, widths: Sequence[int], activation: str, n_steps: int, time_dim: int = 16) -> None:
         super().__init__()
+        self.dim = widths[0]
         self.n_steps = n_steps
         self.time_embed = nn.Sequential(
             nn.Linear(1, time_dim), nn.Tanh(), nn.Linear(time_dim, time_dim), nn.Tanh()
@@ -64,8 +65,8 @@ class Coefficients:
 class Folded:
     """The denoiser with its time embedding folded into one bias row of the first layer for each step.
 
-    weights[i] is (n_in, n_out), so that a layer is x @ w + b. table (T, n_out) holds the first layer's biases;
-    biases[i] belongs to layer i + 1.
+    weights[i] is (n_in, n_out), so that a layer is x @ w + b. table (T, n_out) holds the first layer's
+    biases; biases[i] belongs to layer i + 1.
     """
 
     weights: list[Tensor]
@@ -75,7 +76,7 @@ class Folded:
     @classmethod
     def of(cls, model: Denoiser) -> Folded:
         linears = [layer for layer in model.net if isinstance(layer, nn.Linear)]
-        dim = linears[-1].out_features
+        dim = model.dim
         with torch.no_grad():
             t = torch.arange(model.n_steps)
             embedding = model.time_embed(((t + 1).float() / model.n_steps - 0.5).unsqueeze(-1))
@@ -93,7 +94,7 @@ class TorchEager:
     def __init__(self, model: Denoiser, activation: str) -> None:
         self.model = model.eval()
         self.steps = Coefficients.ddpm(model.n_steps)
-        self.dim = list(model.net)[-1].out_features
+        self.dim = model.dim
 
     @torch.inference_mode()
     def chunk(self, n: int, n_steps: int | None = None) -> Tensor:
@@ -221,10 +222,11 @@ class DiffusersStep:
     def __init__(self, n_steps: int, t: int) -> None:
         from diffusers import DDPMScheduler
 
-        self.scheduler = DDPMScheduler(
+        scheduler: Any = DDPMScheduler(
             n_steps, beta_start=BETA_START, beta_end=BETA_END, clip_sample=False, variance_type="fixed_small"
         )
-        self.scheduler.set_timesteps(n_steps)
+        scheduler.set_timesteps(n_steps)
+        self.scheduler = scheduler
         self.t = t
 
     def __call__(self, x: Tensor, eps: Tensor) -> None:

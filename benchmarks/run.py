@@ -9,7 +9,7 @@ import argparse
 import datetime
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def avx2(quick: bool) -> Result:
     result = Result("avx2", "the AVX2 kernels against the AVX2 peak, in a process of their own")
-    found = isolated.measure("peak", DIFFUSION_FAST_ISA="avx2", BENCH_QUICK="1" if quick else "")
+    found = isolated.measure("peak", quick, DIFFUSION_FAST_ISA="avx2")
     for name, figures in found["chains"].items():
         text = f"{name}, {figures['gflops']:.0f} GFLOP/s, of the {found['isa']} FMA peak"
         result.checks.append(Check(text, figures["share"], 0.85, "%"))
@@ -32,7 +32,7 @@ def avx2(quick: bool) -> Result:
 def memory(quick: bool) -> Result:
     result = Result("memory", f"growth of peak resident size for {isolated.SAMPLES:,} x 2 samples")
     for what in ("sample", "stream"):
-        found = isolated.measure(what, BENCH_QUICK="1" if quick else "")
+        found = isolated.measure(what, quick)
         text = f"{what}(): growth, with an output of {found['output_mb']:.0f} MB,"
         result.checks.append(Check(text, found["growth_mb"], found["output_mb"] + 64, " MB", most=True))
     return result
@@ -53,9 +53,9 @@ def honest_peak(results: list[Result]) -> Result:
     return result
 
 
-def registry() -> dict[str, Callable[[bool], Result]]:
-    named = {case.name: case.measure for case in [*cases.CHAINS, *cases.LATENCIES, *cases.STEPS]}
-    return named | {"avx2": avx2, "memory": memory}
+def registry() -> Mapping[str, Callable[[bool], Result]]:
+    every: list[cases.Case] = [*cases.CHAINS, *cases.LATENCIES, *cases.STEPS]
+    return {case.name: case.measure for case in every} | {"avx2": avx2, "memory": memory}
 
 
 def write(results: list[Result], hardware: dict[str, object]) -> Path:
@@ -74,13 +74,16 @@ def main() -> None:
     parser.add_argument("--only", metavar="NAME", help="only the cases whose name contains NAME")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer runs; no file is written")
     options = parser.parse_args()
-    chosen = {k: case for k, case in (registry() | {"peak": None}).items() if (options.only or "") in k}
+    chosen = {k: case for k, case in {**registry(), "peak": None}.items() if (options.only or "") in k}
     if not chosen:
         parser.error(f"--only: got {options.only!r}; the cases are {', '.join(registry())}, peak")
 
     torch.set_num_threads(min(2, torch.get_num_threads()))  # the requirements are stated for two cores
     hardware = machine.describe() | {"copy_gb_s": machine.copy_bandwidth()}
-    print(f"{hardware['cpu']}, {hardware['torch_threads']} threads, copy {hardware['copy_gb_s']:.0f} GB/s\n")
+    print(
+        f"{hardware['cpu']}, {hardware['torch_threads']} threads, copy {hardware['copy_gb_s']:.0f} GB/s, "
+        f"load {hardware['load']} (other work on the machine spoils the figures)\n"
+    )
     results: list[Result] = []
     for case in chosen.values():
         results.append(case(options.quick) if case else honest_peak(results))
@@ -88,10 +91,8 @@ def main() -> None:
 
     checks = [(result.name, check) for result in results for check in result.checks]
     missed = [f"{name}, {check.text}" for name, check in checks if not check.met]
-    print(
-        f"{len(checks) - len(missed)} of {len(checks)} requirements met"
-        + "".join(f"\n  MISS  {m}" for m in missed)
-    )
+    print(f"{len(checks) - len(missed)} of {len(checks)} requirements met")
+    print("".join(f"  MISS  {text}\n" for text in missed), end="")
     if not options.quick and not options.only:
         print(f"written: {write(results, hardware).relative_to(Path.cwd())}")
 

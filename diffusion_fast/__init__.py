@@ -1,11 +1,11 @@
 """Fast, reproducible, large-batch sampling of small diffusion models.
 
-    import diffusion_fast as df
+import diffusion_fast as df
 
-    schedule = df.NoiseSchedule.linear(n_steps=150, beta_start=1e-5, beta_end=0.0128)
-    model = df.models.MLPDenoiser(dim=3, n_steps=150)
-    df.train(model, schedule, data)
-    x = df.sample(model, schedule, 1_000_000, seed=0)
+schedule = df.NoiseSchedule.linear(n_steps=150, beta_start=1e-5, beta_end=0.0128)
+model = df.models.MLPDenoiser(dim=3, n_steps=150)
+df.train(model, schedule, data)
+x = df.sample(model, schedule, 1_000_000, seed=0)
 """
 
 from __future__ import annotations

@@ -39,16 +39,21 @@ def bad_type(name: str, given: Any, accepted: str) -> TypeError:
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """An int (or NumPy integer, never a bool) in [low, high]."""
+    if type(value) is int and low <= value and (high is None or value <= high):
+        return value  # the usual case, without building a message
     top = "" if high is None else f" to {high}"
     accepted = f"an integer from {low}{top or ' up'}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise bad_type(name, value, accepted)
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         raise bad_value(name, value, accepted)
-    return int(value)
+    return number
 
 
-def real(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> float:
+def real(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> float:
     """A finite real number in [low, high], or in (low, high] with open_low."""
     accepted = f"a finite number in {'(' if open_low else '['}{low:g}, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -80,7 +85,9 @@ def flag(name: str, value: Any) -> bool:
 def seed(name: str, value: Any) -> int:
     """A seed in [0, 2^64), or a torch.Generator from which one is drawn."""
     if isinstance(value, torch.Generator):
-        low, high = torch.randint(0, 1 << 32, (2,), generator=value, dtype=torch.int64, device=value.device).tolist()
+        low, high = torch.randint(
+            0, 1 << 32, (2,), generator=value, dtype=torch.int64, device=value.device
+        ).tolist()
         return low | high << 32
     return integer(name, value, 0, (1 << 64) - 1)
 
@@ -100,5 +107,7 @@ def finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
         value = tensor[where].item()
-        raise ValueError(f"{name}: got {value} at index {where} ({int(bad.sum())} such); accepted: finite numbers")
+        raise ValueError(
+            f"{name}: got {value} at index {where} ({int(bad.sum())} such); accepted: finite numbers"
+        )
     return tensor

@@ -60,7 +60,7 @@ def save(
     """
     target = Path(path)
     if MODEL_CLASSES.get(type(model).__name__) is not type(model):
-        raise _checks.bad_type("model", model, f"one of the classes {', '.join(MODEL_CLASSES)}")
+        raise TypeError(f"model: got a {type(model).__name__}; accepted: a {' or '.join(MODEL_CLASSES)}")
     if not isinstance(schedule, NoiseSchedule):
         raise _checks.bad_type("schedule", schedule, "a NoiseSchedule")
     if standardiser is not None and not isinstance(standardiser, Standardiser):

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 import torch
 
+from diffusion_fast import __version__
 from diffusion_fast.datasets import helix_3d, load_array
 from diffusion_fast.demo import run_demo
 from diffusion_fast.threads import resolve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.version_option(package_name="diffusion-fast")
+@click.version_option(__version__, prog_name="diffusion-fast")
 def main() -> None:
     """Fast, reproducible, large-batch sampling for small diffusion models."""
 
@@ -35,7 +36,11 @@ def main() -> None:
 @click.option(
     "--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, help="Everything random follows from it."
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: DIFFUSION_FAST_THREADS, else as many as torch takes]")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="CPU threads.  [default: DIFFUSION_FAST_THREADS, else as many as torch takes]",
+)
 def demo(
     data: Path | None, out: Path, num_samples: int, epochs: int | None, seed: int, threads: int | None
 ) -> None:

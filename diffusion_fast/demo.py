@@ -97,9 +97,10 @@ def run_demo(
         out / "checkpoint.safetensors", model, schedule, dataset.standardiser, metadata={"data": dataset.name}
     )
 
-    sampler = Sampler(model, schedule, solver="ddpm", variance=VARIANCE)
+    sampler = Sampler(model, schedule, solver="ddpm", variance=VARIANCE, backend="native")
     began = time.perf_counter()
-    samples = sampler.sample(n_samples, seed=seed, progress=progress)
+    threads = torch.get_num_threads()  # as plain torch below has
+    samples = sampler.sample(n_samples, seed=seed, progress=progress, threads=threads)
     sampling_seconds = time.perf_counter() - began
     torch_rate, chunk = torch_samples_per_second(model, schedule)
 

@@ -3,7 +3,8 @@
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with key = seed and
 counter = (quad, step word, sample[31:0], sample[47:32] | substream << 16); each call gives elements
 4 quad .. 4 quad + 3 of one sample through two Box-Muller transforms. The step word is the step index plus a
-4-bit purpose on top; for purpose "step" in one and two dimensions one call serves four or two consecutive steps.
+4-bit purpose on top; for purpose "step" in one and two dimensions one call serves four or two consecutive
+steps.
 
 `normal` is the C++ kernel; `normal_ref` is its twin in NumPy, equal to the last bit.
 """
@@ -69,7 +70,9 @@ def normal_ref(
         np.broadcast_to(np.arange(quads, dtype=np.uint32), (count, quads)),
         np.broadcast_to(word, (count, quads)),
         np.broadcast_to(sample.astype(np.uint32), (count, quads)),
-        np.broadcast_to((sample >> np.uint64(32)).astype(np.uint32) | np.uint32(substream << 16), (count, quads)),
+        np.broadcast_to(
+            (sample >> np.uint64(32)).astype(np.uint32) | np.uint32(substream << 16), (count, quads)
+        ),
     )
     r0, r1, r2, r3 = philox4x32_10(counter, key & 0xFFFFFFFF, key >> 32)
     z = np.stack([*box_muller(r0, r1), *box_muller(r2, r3)], axis=-1).reshape(count, 4 * quads)
@@ -84,7 +87,13 @@ def _check(
     _checks.integer("dim", dim, 1, (1 << 60) // max(count, 1))
     _checks.integer("substream", substream, 0, (1 << 16) - 1)
     index = _checks.integer("step", step, 0, MAX_STEP)
-    return count, first, _checks.seed("seed", seed), index, PURPOSES[_checks.choice("purpose", purpose, PURPOSES)]
+    return (
+        count,
+        first,
+        _checks.seed("seed", seed),
+        index,
+        PURPOSES[_checks.choice("purpose", purpose, PURPOSES)],
+    )
 
 
 def philox4x32_10(counter: tuple[U32, U32, U32, U32], key_lo: int, key_hi: int) -> tuple[U32, U32, U32, U32]:
@@ -157,8 +166,8 @@ def _fma(a: F32, b: F32 | float, c: F32 | float) -> F32:
     The product is exact in float64. The sum is rounded to odd there (Boldo and Melquiond, "Emulation of FMA
     and correctly rounded sums", 2008), which makes the second rounding, to float32, the only one that counts.
     """
-    product = a.astype(np.float64) * np.float64(np.float32(b) if np.isscalar(b) else b)
-    addend = np.float64(np.float32(c)) if np.isscalar(c) else np.asarray(c, np.float64)
+    product = a.astype(np.float64) * np.asarray(b, np.float32).astype(np.float64)
+    addend = np.asarray(c, np.float32).astype(np.float64)
     total = product + addend
     back = total - product
     error = (product - (total - back)) + (addend - back)

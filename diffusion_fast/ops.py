@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_fast import _checks, _cpu, threads
+from diffusion_fast import _checks, _cpu, _tensors, threads
 from diffusion_fast.noise import MAX_STEP
 from diffusion_fast.solvers.table import TERM_BITS, StepRow
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ACCEPTED = "a float32, bfloat16 or float16 tensor on the CPU"
+_ACCEPTED = "a float32, bfloat16 or float16 tensor on the CPU, the first axis counting samples"
+_HISTORY_TERMS = [(k, TERM_BITS[f"c{k}"]) for k in (1, 2, 3)]
 
 
 def reverse_step(
@@ -55,37 +56,49 @@ def reverse_step(
     """
     if not isinstance(row, StepRow):
         raise _checks.bad_type("row", row, "a StepRow, such as solvers.ddpm(schedule)[i]")
-    _check_tensor("x", x)
-    n = x.shape[0] if x.ndim else 0
-    if x.ndim < 1:
-        raise _checks.bad_value("x", x, "at least one axis, the first counting samples")
-    inputs = [_input("x", x, x), _input("model_output", model_output, x) if row.eval else None]
+    if not isinstance(x, Tensor):
+        raise _checks.bad_type("x", x, _ACCEPTED)
+    if x.dtype not in _DTYPES or x.ndim < 1:
+        raise _checks.bad_value("x", x, _ACCEPTED)
+    n = x.shape[0]
     if row.eval is False and model_output is not None:
         raise _checks.bad_value("model_output", model_output, "None, for the row evaluates no network")
-    inputs.append(None if uncond_output is None else _input("uncond_output", uncond_output, x))
+    inputs = [
+        _tensors.given("x", x, x.dtype, x.shape),
+        _tensors.given("model_output", model_output, x.dtype, x.shape) if row.eval else None,
+        None if uncond_output is None else _tensors.given("uncond_output", uncond_output, x.dtype, x.shape),
+    ]
     scale = _guidance(uncond_output, guidance_scale, n)
-    past = _history(history, row, x)
-    variance = None if log_variance is None else _input("log_variance", log_variance, x)
+    variance = (
+        None if log_variance is None else _tensors.given("log_variance", log_variance, x.dtype, x.shape)
+    )
     key, z = _noise(row, x, seed, noise, generator)
     position = _checks.integer("step", step, 0, MAX_STEP)
     _, first = _checks.sample_range(n, start)
-    result = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else _output(out, x)
-    if out is not None:
-        _check_overlap(result, [*inputs, variance, z, *past])
+    past = _history(history, row, x, [*inputs, variance, z])
+    if out is None:
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    else:
+        result = _tensors.output("out", out, x.dtype, x.shape, [*inputs, variance, z], in_place=True)
+        _tensors.output("out", out, x.dtype, x.shape, past, in_place=False)
     if x.numel() == 0:
         return result
-    ins = [0 if t is None else t.data_ptr() for t in (*inputs, scale)]
-    hist = [h.data_ptr() for h in past] + [0] * (3 - len(past))
+    h1, h2, h3 = [h.data_ptr() for h in past] + [0] * (3 - len(past))
     _cpu.reverse_step(
         row.packed,
         row.terms,
         _DTYPES[x.dtype],
         result.data_ptr(),
-        *ins,
+        _pointer(inputs[0]),
+        _pointer(inputs[1]),
+        _pointer(inputs[2]),
+        _pointer(scale),
         int(scale is not None and scale.numel() > 1),
-        *hist,
-        0 if variance is None else variance.data_ptr(),
-        0 if z is None else z.data_ptr(),
+        h1,
+        h2,
+        h3,
+        _pointer(variance),
+        _pointer(z),
         n,
         x.numel() // n,
         first,
@@ -96,41 +109,8 @@ def reverse_step(
     return result
 
 
-def _check_tensor(name: str, tensor: Any) -> None:
-    if not isinstance(tensor, Tensor):
-        raise _checks.bad_type(name, tensor, _ACCEPTED)
-    if tensor.dtype not in _DTYPES or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-        raise _checks.bad_value(name, tensor, _ACCEPTED)
-    if tensor.requires_grad:
-        raise _checks.bad_value(name, "a tensor that requires grad", "one without: pass x.detach()")
-
-
-def _input(name: str, tensor: Any, x: Tensor) -> Tensor:
-    """A contiguous tensor like x; a strided one is copied."""
-    if tensor is not x:
-        _check_tensor(name, tensor)
-        if tensor.shape != x.shape or tensor.dtype != x.dtype:
-            raise _checks.bad_value(name, tensor, f"a tensor like x, {x.dtype} of shape {tuple(x.shape)}")
-    return tensor.contiguous()
-
-
-def _output(out: Any, x: Tensor, name: str = "out") -> Tensor:
-    _check_tensor(name, out)
-    if out.shape != x.shape or out.dtype != x.dtype or not out.is_contiguous():
-        raise _checks.bad_value(
-            name,
-            f"{_checks.describe(out)}, strides {out.stride()}",
-            f"a contiguous tensor like x, {x.dtype} of shape {tuple(x.shape)}",
-        )
-    return out
-
-
-def _check_overlap(out: Tensor, others: Sequence[Tensor | None]) -> None:
-    """The same memory is fine, for each element is read before it is written; a shifted overlap is not."""
-    begin, size = out.data_ptr(), out.numel() * out.element_size()
-    for other in others:
-        if other is not None and other.data_ptr() != begin and abs(other.data_ptr() - begin) < size:
-            raise _checks.bad_value("out", out, "memory that is one of the inputs or overlaps none of them")
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _guidance(uncond_output: Tensor | None, scale: Any, n: int) -> Tensor | None:
@@ -148,13 +128,16 @@ def _guidance(uncond_output: Tensor | None, scale: Any, n: int) -> Tensor | None
     return torch.tensor([_checks.real("guidance_scale", scale)], dtype=torch.float32)
 
 
-def _history(history: Any, row: StepRow, x: Tensor) -> list[Tensor]:
-    needed = max((k for k in (1, 2, 3) if row.terms & TERM_BITS[f"c{k}"]), default=0)
+def _history(history: Any, row: StepRow, x: Tensor, inputs: list[Tensor | None]) -> list[Tensor]:
+    needed = max((k for k, bit in _HISTORY_TERMS if row.terms & bit), default=0)
     if not isinstance(history, (list, tuple)):
         raise _checks.bad_type("history", history, "a list or tuple of tensors like x")
     if not needed <= len(history) <= 3:
         raise _checks.bad_value("history", f"{len(history)} tensors", f"{needed} to 3 tensors like x")
-    return [_output(h, x, f"history[{i}]") for i, h in enumerate(history)]
+    for i, tensor in enumerate(history):
+        others = [*inputs, *history[:i]]
+        _tensors.output(f"history[{i}]", tensor, x.dtype, x.shape, others, in_place=False)
+    return list(history)
 
 
 def _noise(row: StepRow, x: Tensor, seed: Any, noise: Any, generator: Any) -> tuple[int, Tensor | None]:
@@ -163,7 +146,7 @@ def _noise(row: StepRow, x: Tensor, seed: Any, noise: Any, generator: Any) -> tu
     if len(sources) > 1:
         raise _checks.bad_value(sources[1], f"{' and '.join(sources)} together", "one source of noise")
     if noise is not None:
-        return 0, _input("noise", noise, x)
+        return 0, _tensors.given("noise", noise, x.dtype, x.shape)
     if generator is not None:
         if not isinstance(generator, torch.Generator):
             raise _checks.bad_type("generator", generator, "a torch.Generator")

@@ -6,7 +6,6 @@ size and number of threads.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -16,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffusion_fast import _checks, _cpu, capture, ops, plan, reference, solvers, threads
-from diffusion_fast.noise import normal
+from diffusion_fast import _checks, _cpu, _tensors, capture, ops, plan, reference, solvers
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.solvers.table import StepTable
 from diffusion_fast.standardiser import Standardiser
+from diffusion_fast.threads import resolve as resolve_threads
+from diffusion_fast.torch_chain import MODULE_CHUNK, Call, run_module
 
 BACKENDS = ("auto", "native", "torch")
-MODULE_CHUNK = 1 << 13  # samples per network call on the torch path: about the best for small nets on a CPU
 
 
 class Sampler:
@@ -137,26 +136,29 @@ class Sampler:
         """
         count, first = _checks.sample_range(n, start)
         key = _checks.seed("seed", seed)
-        workers = _resolve_threads(threads)
+        workers = resolve_threads(threads)
         _checks.flag("return_trajectory", return_trajectory)
         _checks.flag("progress", progress)
         y = self._labels(labels, count)
         rows = len(self.table)
-        begin = None if x_T is None else _given("x_T", x_T, (count, *self.shape))
-        z = None if noise is None else _given("noise", noise, (rows, count, *self.shape))
+        begin = None if x_T is None else _finite_input("x_T", x_T, (count, *self.shape))
+        z = None if noise is None else _finite_input("noise", noise, (rows, count, *self.shape))
         self._check_weights()
-        lead = (rows + 1, count) if return_trajectory else (count,)
-        if out is not None:
-            target = _target(out, (*lead, *self.shape), [begin, z])
+        shape = (rows + 1, count, *self.shape) if return_trajectory else (count, *self.shape)
+        if out is None:
+            target = _tensors.allocate(shape)
         else:
-            target = _allocate((*lead, *self.shape))
+            target = _tensors.output("out", out, torch.float32, shape, [begin, z], in_place=False)
         if count:
             run = self._run_native if self._program is not None else self._run_module
-            with tqdm(total=count, unit="sample", unit_scale=True, disable=not progress) as bar:
-                run(target, count, first, key, workers, y, begin, z, return_trajectory, bar)
-                bar.update(count - bar.n)
+            report = tqdm(total=count, unit="sample", unit_scale=True) if progress else None
+            run(target, Call(count, first, key, workers, y, begin, z, return_trajectory, report))
+            if report is not None:
+                report.update(count - report.n)
+                report.close()
         if self.standardiser is not None:
-            target.copy_(self.standardiser.inverse(target.view(-1, *self.shape)).view(target.shape))
+            for part in target.view(-1, *self.shape).split(MODULE_CHUNK):
+                part.copy_(self.standardiser.inverse(part))
         return target
 
     def stream(self, n: int, chunk_size: int = 1 << 18, **options: Any) -> Iterator[Tensor]:
@@ -190,7 +192,9 @@ class Sampler:
             + (f", native ({self._program.isa})" if self._program is not None else ", torch"),
         ]
         if self.plan is not None:
-            head.append(f"plan {self.plan.hash[:16]}: {self.plan.flops_per_sample_step} flop a sample and step")
+            head.append(
+                f"plan {self.plan.hash[:16]}: {self.plan.flops_per_sample_step} flop a sample and step"
+            )
         if self.guidance is not None:
             head.append(f"guidance: u + {self.guidance:g} (c - u), two evaluations a row")
         return "\n".join(head + [f"  {line}" for line in self._notes])
@@ -200,89 +204,31 @@ class Sampler:
 
     # ---- the two ways to run
 
-    def _run_native(
-        self,
-        target: Tensor,
-        n: int,
-        start: int,
-        seed: int,
-        workers: int,
-        y: Tensor | int | None,
-        x_T: Tensor | None,
-        z: Tensor | None,
-        trajectory: bool,
-        bar: Any,
-    ) -> None:
+    def _run_native(self, target: Tensor, call: Call) -> None:
         assert self._program is not None
-        last = _allocate((n, *self.shape)) if trajectory else target
+        last = _tensors.allocate((call.n, *self.shape)) if call.trajectory else target
+        labels = call.labels
         bad, rows = self._program.run(
             last.data_ptr(),
-            n,
-            start,
-            seed,
-            workers,
-            x_T=0 if x_T is None else x_T.data_ptr(),
-            noise=0 if z is None else z.data_ptr(),
-            trajectory=target.data_ptr() if trajectory else 0,
-            labels=y.data_ptr() if isinstance(y, Tensor) else 0,
-            label=y if isinstance(y, int) else 0,
-            progress=None if bar.disable else lambda done: bar.update(done - bar.n),
+            call.n,
+            call.start,
+            call.seed,
+            call.threads,
+            x_T=0 if call.x_T is None else call.x_T.data_ptr(),
+            noise=0 if call.noise is None else call.noise.data_ptr(),
+            trajectory=target.data_ptr() if call.trajectory else 0,
+            labels=labels.data_ptr() if isinstance(labels, Tensor) else 0,
+            label=labels if isinstance(labels, int) else 0,
+            progress=call.show if call.bar is not None else None,
         )
-        _warn_not_finite(bad, n, [start + row for row in rows])
+        _warn_not_finite(bad, call.n, [call.start + row for row in rows])
 
-    @torch.no_grad()
-    def _run_module(
-        self,
-        target: Tensor,
-        n: int,
-        start: int,
-        seed: int,
-        workers: int,
-        y: Tensor | int | None,
-        x_T: Tensor | None,
-        z: Tensor | None,
-        trajectory: bool,
-        bar: Any,
-    ) -> None:
+    def _run_module(self, target: Tensor, call: Call) -> None:
         step = reference.reverse_step_ref if self.backend == "torch" else ops.reverse_step
+        null = self.n_classes if self.guidance is not None else None
         times = capture.network_time(self.table.table_timesteps, self.time_input, self.schedule)
-        for at in range(0, n, MODULE_CHUNK):
-            part = slice(at, min(at + MODULE_CHUNK, n))
-            m = part.stop - at
-            labels = None if y is None else torch.as_tensor(y[part] if isinstance(y, Tensor) else y).expand(m).long()
-            if x_T is not None:
-                x = x_T[part].clone()
-            else:
-                dim = math.prod(self.shape)
-                x = normal(m, dim, seed=seed, step=0, purpose="initial", start=start + at).view(m, *self.shape)
-            history = [torch.zeros_like(x) for _ in range(3)]
-            if trajectory:
-                target[0, part] = x
-            for i, row in enumerate(self.table):
-                source: dict[str, Any] = {"noise": z[i, part]} if z is not None else {"seed": seed}
-                F, guided = self._evaluate(row, row.c_in * x, times, labels)
-                x = step(x, F, row, step=i, start=start + at, history=history, **source, **guided)
-                if trajectory:
-                    target[i + 1, part] = x
-            if not trajectory:
-                target[part] = x
-            bar.update(m)
-        final = target[-1] if trajectory else target
-        bad = (~torch.isfinite(final.flatten(1)).all(1)).nonzero().flatten()
-        _warn_not_finite(len(bad), n, (bad[:8] + start).tolist())
-
-    def _evaluate(self, row: Any, u: Tensor, times: Tensor, labels: Tensor | None) -> tuple[Any, dict[str, Any]]:
-        """The module's output for a row and, with guidance, that for the null class."""
-        if not row.eval:
-            return None, {}
-        t = times[row.table].expand(len(u))
-        if labels is None:
-            return self.model(u, t), {}
-        F = self.model(u, t, labels)
-        if self.guidance is None:
-            return F, {}
-        unconditional = self.model(u, t, torch.full_like(labels, self.n_classes))
-        return F, {"uncond_output": unconditional, "guidance_scale": row.guidance}
+        bad = run_module(self.model, self.table, times, self.shape, call, target, step, null)
+        _warn_not_finite(len(bad), call.n, bad[:8])
 
     # ---- checks at call time
 
@@ -365,7 +311,9 @@ def _sample_shape(model: nn.Module, shape: Any) -> tuple[int, ...]:
     if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
         given = (given,)
     if not isinstance(given, (tuple, list, torch.Size)) or not given:
-        raise _checks.bad_type("shape", given, "the shape of one sample, a tuple of positive integers such as (3,)")
+        raise _checks.bad_type(
+            "shape", given, "the shape of one sample, a tuple of positive integers such as (3,)"
+        )
     return tuple(_checks.integer("shape", size, 1, 1 << 32) for size in given)
 
 
@@ -388,7 +336,11 @@ def _guidance(scale: Any, weight: Any, n_classes: int) -> float | None:
     if not n_classes:
         name, given = ("guidance_scale", scale) if weight is None else ("guidance_weight", weight)
         raise _checks.bad_value(name, given, "None, for the model has no classes (n_classes)")
-    return _checks.real("guidance_scale", scale) if weight is None else 1 + _checks.real("guidance_weight", weight)
+    return (
+        _checks.real("guidance_scale", scale)
+        if weight is None
+        else 1 + _checks.real("guidance_weight", weight)
+    )
 
 
 def _with_guidance(table: StepTable, guidance: float | None) -> StepTable:
@@ -404,59 +356,14 @@ def _check_standardiser(standardiser: Any, shape: tuple[int, ...]) -> Standardis
         if not isinstance(standardiser, Standardiser):
             raise _checks.bad_type("standardiser", standardiser, "a Standardiser or None")
         if shape != (standardiser.dim,):
-            raise _checks.bad_value("standardiser", f"{standardiser.dim} columns", f"the sample's shape {shape}")
+            raise _checks.bad_value(
+                "standardiser", f"{standardiser.dim} columns", f"the sample's shape {shape}"
+            )
     return standardiser
 
 
-# ---- memory
-
-
-def _resolve_threads(value: Any) -> int:
-    return threads.resolve(value)
-
-
-def _given(name: str, tensor: Any, shape: tuple[int, ...]) -> Tensor:
-    """A finite float32 CPU tensor of this shape, contiguous."""
-    accepted = f"a float32 tensor of shape {shape} on the CPU"
-    if not isinstance(tensor, Tensor):
-        raise _checks.bad_type(name, tensor, accepted)
-    if tensor.dtype != torch.float32 or tensor.shape != shape or tensor.device.type != "cpu":
-        raise _checks.bad_value(name, tensor, accepted)
-    if tensor.requires_grad:
-        raise _checks.bad_value(name, "a tensor that requires grad", "one without: pass it detached")
-    return _checks.finite(name, tensor.contiguous())
-
-
-def _allocate(shape: tuple[int, ...]) -> Tensor:
-    size = 4 * math.prod(shape)
-    if size >= 1 << 62:
-        raise _checks.bad_value("n", shape[-2] if len(shape) > 1 else shape, "an output below 2^62 bytes")
-    try:
-        return torch.empty(shape, dtype=torch.float32)
-    except RuntimeError as error:  # torch's allocator raises no MemoryError
-        raise MemoryError(f"n: an output of shape {shape} needs {size / 2**30:.1f} GiB; use stream()") from error
-
-
-def _target(out: Any, shape: tuple[int, ...], inputs: list[Tensor | None]) -> Tensor:
-    accepted = f"a writable, contiguous float32 tensor or array of shape {shape} on the CPU"
-    if isinstance(out, np.ndarray):
-        if not out.flags.writeable or out.dtype != np.float32 or not out.flags.c_contiguous or out.shape != shape:
-            state = "read-only" if not out.flags.writeable else f"strides {out.strides}"
-            raise _checks.bad_value("out", f"{_checks.describe(out)}, {state}", accepted)
-        tensor = torch.from_numpy(out)
-    elif isinstance(out, Tensor):
-        tensor = out
-        if out.dtype != torch.float32 or out.shape != shape or out.device.type != "cpu" or not out.is_contiguous():
-            raise _checks.bad_value("out", f"{_checks.describe(out)}, strides {out.stride()}", accepted)
-        if out.requires_grad:
-            raise _checks.bad_value("out", "a tensor that requires grad", accepted)
-    else:
-        raise _checks.bad_type("out", out, accepted)
-    begin, end = tensor.data_ptr(), tensor.data_ptr() + 4 * tensor.numel()
-    for other in inputs:
-        if other is not None and other.data_ptr() < end and begin < other.data_ptr() + 4 * other.numel():
-            raise _checks.bad_value("out", out, "memory that x_T and noise do not use")
-    return tensor
+def _finite_input(name: str, tensor: Any, shape: tuple[int, ...]) -> Tensor:
+    return _checks.finite(name, _tensors.given(name, tensor, torch.float32, shape))
 
 
 def _warn_not_finite(count: int, n: int, rows: list[int]) -> None:

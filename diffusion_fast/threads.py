@@ -13,7 +13,7 @@ MAX_THREADS = 4096
 
 
 def resolve(threads: Any) -> int:
-    """The number of threads for a call; the samples do not depend on it. Raises for anything but 1 to 4096."""
+    """The threads of a call, 1 to 4096; the samples do not depend on them. Raises ValueError, TypeError."""
     if threads is not None:
         return _checks.integer("threads", threads, 1, MAX_THREADS)
     text = os.environ.get("DIFFUSION_FAST_THREADS", "")

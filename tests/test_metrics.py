@@ -93,23 +93,23 @@ def test_sliced_wasserstein_in_one_dimension_is_w1(n, m):
 
 
 def test_sliced_wasserstein_agrees_with_pot():
-    """Both average over 2000 random directions: the means differ by about 1 % of the deviation between them."""
+    """Both average over 2000 random directions of their own, which costs about 1 % of agreement each."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((200, 3)), rng.standard_normal((150, 3)) * [1, 2, 3]
     expected = ot.sliced_wasserstein_distance(x, y, n_projections=2000, p=1, seed=1)
-    assert sliced_wasserstein(x, y, n_projections=2000).value == pytest.approx(expected, rel=0.05)
+    assert sliced_wasserstein(x, y, n_projections=2000, repeats=1).value == pytest.approx(expected, rel=0.05)
 
 
 def test_sliced_wasserstein_of_a_shift_has_a_closed_form():
     """W1 of a shift v in direction d is |v . d|; its mean over the sphere in 3-D is |v| / 2."""
     x = np.random.default_rng(0).standard_normal((500, 3))
     offset = 1e4  # an offset of all data must not cost digits
-    result = sliced_wasserstein(x + [0, 0, 4.0] + offset, x + offset, n_projections=4000)
-    assert result.value == pytest.approx(2.0, rel=0.06)  # sd of the mean of |cos| over 4000: 0.9 %
+    result = sliced_wasserstein(x + [0, 0, 4.0] + offset, x + offset, n_projections=1000, repeats=1)
+    assert result.value == pytest.approx(2.0, rel=0.1)  # sd of the mean of |cos| over 1000: 1.8 %
 
 
 def test_sliced_wasserstein_floor_is_what_fresh_data_gets():
-    """Over 30 data sets the means of value and floor agree within 20 % (their standard errors: 4 % and 3 %)."""
+    """Over 30 data sets the means of value and floor agree within 20 % (standard errors 4 % and 3 %)."""
     results = []
     for seed in range(30):
         rng = np.random.default_rng(seed)

@@ -87,7 +87,9 @@ def test_activation_is_the_function_of_that_name(name):
     model = MLPDenoiser(2, (7,), name, "table", 3, time_dim=2).double()
     x, t = torch.linspace(-3, 3, 10, dtype=torch.float64).view(5, 2), torch.tensor([0, 1, 2, 0, 1])
     hidden = model.model[0](torch.cat([x, model.time_embed(t)], dim=1))
-    torch.testing.assert_close(model(x, t), model.model[2](REFERENCE_ACTIVATIONS[name](hidden)), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        model(x, t), model.model[2](REFERENCE_ACTIVATIONS[name](hidden)), atol=1e-12, rtol=0
+    )
 
 
 def test_no_label_is_the_null_class():

@@ -1,0 +1,72 @@
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+class Program:
+    def __init__(self, plan: bytes, isa: str = "") -> None: ...
+    @property
+    def isa(self) -> str: ...
+    def run(
+        self,
+        out: int,
+        n: int,
+        start: int,
+        seed: int,
+        threads: int,
+        x_T: int = 0,
+        noise: int = 0,
+        trajectory: int = 0,
+        labels: int = 0,
+        label: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[int, list[int]]: ...
+
+def validate_plan(plan: bytes) -> None: ...
+def reverse_step(
+    row: bytes,
+    terms: int,
+    dtype: int,
+    out: int,
+    x: int,
+    model_output: int,
+    uncond_output: int,
+    guidance_scale: int,
+    guidance_stride: int,
+    h1: int,
+    h2: int,
+    h3: int,
+    log_variance: int,
+    noise: int,
+    n: int,
+    dim: int,
+    start: int,
+    seed: int,
+    step: int,
+    threads: int,
+) -> None: ...
+def normal(
+    out: int,
+    n: int,
+    dim: int,
+    start: int,
+    seed: int,
+    step: int,
+    purpose: int,
+    substream: int,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def activate(
+    code: int, param: float, x: npt.NDArray[np.float32], isa: str = ""
+) -> npt.NDArray[np.float32]: ...
+def philox(counter: tuple[int, int, int, int], key_lo: int, key_hi: int) -> list[int]: ...
+def box_muller(a: int, b: int) -> tuple[float, float]: ...
+def isa() -> str: ...
+def isas() -> list[str]: ...
+def fma_peak(isa: str = "", threads: int = 1, seconds: float = 0.5) -> float: ...
+def schedule_betas(name: str, n_steps: int, params: dict[str, float]) -> npt.NDArray[np.float64]: ...
+def alphas_cumprod(betas: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...
+def log_snr(alphas_cumprod: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...
+def zero_terminal_snr(betas: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...
+def spaced_timesteps(name: str, n_train: int, steps: int) -> npt.NDArray[np.int64]: ...

@@ -1,0 +1,79 @@
+"""Checks of the tensors whose pointers cross into C++: dtype, shape, device, layout, gradients, overlap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_fast import _checks
+
+
+def given(name: str, tensor: Any, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """A dense CPU tensor of this dtype and shape that needs no gradient, made contiguous where it is not."""
+    fits = isinstance(tensor, Tensor) and tensor.dtype is dtype and tensor.shape == torch.Size(shape)
+    if not fits or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+        accepted = f"a {dtype} tensor of shape {tuple(shape)} on the CPU"
+        error = _checks.bad_value if isinstance(tensor, Tensor) else _checks.bad_type
+        raise error(name, tensor, accepted)
+    no_gradient(name, tensor)
+    return tensor.contiguous()
+
+
+def no_gradient(name: str, tensor: Tensor) -> None:
+    if tensor.requires_grad:
+        raise _checks.bad_value(name, "a tensor that requires grad", f"one without: pass {name}.detach()")
+
+
+def output(
+    name: str,
+    out: Any,
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    inputs: Sequence[Tensor | None],
+    *,
+    in_place: bool,
+) -> Tensor:
+    """Memory to write to: a contiguous CPU tensor, or a writable float32 NumPy array, that overlaps no input.
+
+    in_place allows the very same memory as an input, where each element is read before it is written.
+    """
+    accepted = f"a writable, contiguous {dtype} tensor or array of shape {tuple(shape)} on the CPU"
+    tensor = out
+    if isinstance(out, np.ndarray):
+        if not out.flags.writeable or not out.flags.c_contiguous:
+            state = f"strides {out.strides}" if out.flags.writeable else "read-only"
+            raise _checks.bad_value(name, f"{_checks.describe(out)}, {state}", accepted)
+        if out.dtype != np.float32:
+            raise _checks.bad_value(name, out, accepted)
+        tensor = torch.from_numpy(out)
+    same = given(name, tensor, dtype, shape)
+    if same is not tensor:
+        raise _checks.bad_value(name, f"{_checks.describe(tensor)}, strides {tensor.stride()}", accepted)
+    begin, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    for other in inputs:
+        if other is None or (in_place and other.data_ptr() == begin):
+            continue
+        if (
+            other.data_ptr() < begin + size
+            and begin < other.data_ptr() + other.numel() * other.element_size()
+        ):
+            raise _checks.bad_value(name, out, "memory that overlaps no other argument")
+    return tensor
+
+
+def allocate(shape: Sequence[int]) -> Tensor:
+    """An uninitialised float32 tensor; the first axis but one that is too long is named n."""
+    size = 4 * math.prod(shape)
+    if size >= 1 << 62:
+        raise _checks.bad_value("n", shape, "an output below 2^62 bytes")
+    try:
+        return torch.empty(tuple(shape), dtype=torch.float32)
+    except RuntimeError as error:  # torch's allocator raises no MemoryError
+        raise MemoryError(
+            f"n: an output of shape {tuple(shape)} needs {size / 2**30:.1f} GiB; use stream()"
+        ) from error
