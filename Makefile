@@ -27,7 +27,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(STAMP)package: pyproject.toml constraints.txt setup.py | $(BIN)/python
-	@echo "installing the package and what it needs into $(VENV)"
+	@echo "installing the package and what it needs into $(VENV) (torch is large)"
 	@$(INSTALL) setuptools pybind11 ninja
 	@$(INSTALL) --no-build-isolation --editable .
 	@touch $@

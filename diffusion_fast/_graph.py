@@ -26,8 +26,7 @@ METADATA_OPERANDS = {
 
 
 class CaptureError(ValueError):
-    """A module that the fused kernels cannot run. reason: why; op: the operation; where: file, line and
-    code."""
+    """A module that no fused kernel can run. reason: why; op: the operation; where: the module's line."""
 
     def __init__(self, reason: str, op: str = "", where: str = "") -> None:
         self.reason, self.op, self.where = reason, op, where
@@ -43,12 +42,9 @@ class CaptureError(ValueError):
 
 
 def op_name(node: fx.Node) -> str:
+    """Such as "linear" for aten.linear.default, "getitem" for the operator of Python."""
     schema = getattr(node.target, "_schema", None)
-    return (
-        schema.name.split("::")[-1]
-        if schema is not None
-        else getattr(node.target, "__name__", str(node.target))
-    )
+    return schema.name.split("::")[-1] if schema else getattr(node.target, "__name__", str(node.target))
 
 
 def operands(node: fx.Node) -> list[tuple[fx.Node, Any]]:
@@ -64,7 +60,7 @@ def operands(node: fx.Node) -> list[tuple[fx.Node, Any]]:
     return [(operand, argument) for operand, argument in pairs if isinstance(operand, fx.Node)]
 
 
-def _argument(node: fx.Node, name: str, default: Any) -> Any:
+def argument(node: fx.Node, name: str, default: Any) -> Any:
     if name in node.kwargs:
         return node.kwargs[name]
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
@@ -73,7 +69,7 @@ def _argument(node: fx.Node, name: str, default: Any) -> Any:
 
 
 def number(node: fx.Node, name: str, default: float) -> float:
-    value = _argument(node, name, default)
+    value = argument(node, name, default)
     return float(value) if isinstance(value, (int, float)) else float("nan")
 
 
@@ -86,7 +82,7 @@ def activation_of(node: fx.Node, name: str) -> tuple[str, float] | None:
     if name == "elu" and number(node, "scale", 1) == 1 and number(node, "input_scale", 1) == 1:
         return name, number(node, "alpha", 1)
     if name == "gelu":
-        return ("gelu_tanh" if _argument(node, "approximate", "none") == "tanh" else "gelu"), 0.0
+        return ("gelu_tanh" if argument(node, "approximate", "none") == "tanh" else "gelu"), 0.0
     if name == "softplus" and number(node, "beta", 1) == 1 and number(node, "threshold", 20) == 20:
         return name, 0.0
     return None

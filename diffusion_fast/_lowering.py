@@ -26,6 +26,7 @@ from diffusion_fast._graph import (
     RESHAPES,
     CaptureError,
     activation_of,
+    argument,
     number,
     op_name,
     operands,
@@ -102,11 +103,10 @@ class Slot:
 
 @dataclass
 class World:
-    """The nodes that depend on t alone (or y alone) with their values, for all timesteps (classes) as one
-    batch."""
+    """Values of the nodes that depend on t (or y) alone, for all timesteps (or classes) as one batch."""
 
-    rows: int
-    used: int
+    rows: int  # of the batch
+    used: int  # how many of them are timesteps (classes), the rest is padding
     values: dict[fx.Node, Any] = field(default_factory=dict)
 
     def operand(self, node: fx.Node) -> Any:
@@ -182,9 +182,8 @@ class Lowering:
         if single.width != self.dim:
             raise refusal(node, f"the output has {single.width} elements per sample and x has {self.dim}")
         out = self._emit(single.layer)
-        self.explain.insert(
-            0, f"{self.evaluated} operations that do not read x: run once, for all steps together"
-        )
+        once = f"{self.evaluated} operations that do not read x: run once, for all steps together"
+        self.explain.insert(0, once)
         return out
 
     def _worlds(self) -> list[World]:
@@ -193,13 +192,11 @@ class Lowering:
     def _refuse_random(self, node: fx.Node, in_eval: bool) -> None:
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         if (random or op_name(node).removesuffix("_") in DROPOUTS) and not in_eval:
-            raise refusal(
-                node, "it draws random numbers of its own, so the result is no function of x, t and y"
-            )
+            raise refusal(node, "it draws random numbers, so the result is no function of x, t and y")
 
     def _written_operand(self, node: fx.Node) -> fx.Node | None:
-        for operand, argument in operands(node):
-            if argument.alias_info is not None and argument.alias_info.is_write:
+        for operand, declared in operands(node):
+            if declared.alias_info is not None and declared.alias_info.is_write:
                 return operand
         return None
 
@@ -207,12 +204,11 @@ class Lowering:
         """The operand whose memory the result is in, if any."""
         if node.target is operator.getitem or in_eval:
             return node.args[0] if isinstance(node.args[0], fx.Node) else None
-        for operand, argument in operands(node):
-            if argument.alias_info is not None:
-                before, after = operand.meta["val"], node.meta["val"]
-                converted = (
-                    isinstance(after, Tensor) and before.dtype != after.dtype
-                )  # .to() that has to copy
+        for operand, declared in operands(node):
+            if declared.alias_info is not None:
+                after = node.meta["val"]
+                # .to() another dtype has to copy, though its schema allows for a view.
+                converted = isinstance(after, Tensor) and operand.meta["val"].dtype != after.dtype
                 return None if converted else operand
         return None
 
@@ -233,9 +229,8 @@ class Lowering:
                     assert callable(node.target)
                     world.values[node] = node.target(*args, **kwargs)
                 except Exception as error:
-                    raise refusal(
-                        node, f"it cannot be run for all steps or classes at once ({error})"
-                    ) from error
+                    reason = f"it cannot be run for all steps or classes at once ({error})"
+                    raise refusal(node, reason) from error
 
     # --- symbolic operations -------------------------------------------------------------------------------
 
@@ -246,7 +241,7 @@ class Lowering:
         if name in KEEPS or name in RESHAPES or name == "keep":
             return self._features(args[0], node)
         if name == "linear":
-            return self._linear(node, args[0], args[1], args[2] if len(args) > 2 else None, transposed=False)
+            return self._linear(node, args[0], args[1], argument(node, "bias", None), transposed=False)
         if name == "addmm" and number(node, "beta", 1) == 1 and number(node, "alpha", 1) == 1:
             return self._linear(node, args[1], args[2], args[0], transposed=True)
         if name in CONCATENATIONS:
@@ -275,8 +270,7 @@ class Lowering:
             raise refusal(node, f"it computes in {fake.dtype}; the kernels compute in float32")
 
     def _features(self, operand: Any, node: fx.Node) -> Features:
-        """An operand as a feature row as wide as one sample of it; for numbers and tables, of node's
-        width."""
+        """An operand as a feature row; what does not depend on x is spread to the width of the node."""
         if isinstance(operand, fx.Node) and _symbolic(self.slots[operand].depends):
             features = self.slots[operand].features
             width = tail_of(operand).numel()
@@ -330,8 +324,7 @@ class Lowering:
 
     def _cat(self, node: fx.Node) -> Features:
         operands: Sequence[Any] = node.args[0]  # type: ignore[assignment]
-        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if len(tail_of(node)) != 1 or axis not in (1, -1):
+        if len(tail_of(node)) != 1 or argument(node, "dim", 0) not in (1, -1):
             raise refusal(node, "it joins along another axis than the features'")
         return tuple(segment for operand in operands for segment in self._features(operand, node))
 
@@ -373,23 +366,21 @@ class Lowering:
         src = self._emit(layer.source)
         n_out, n_in = layer.weight.shape
         if n_out > MAX_WIDTH:
-            raise CaptureError(
-                f"a layer of width {n_out}; the kernels take up to {MAX_WIDTH}", "", layer.where
-            )
+            raise CaptureError(f"a layer of width {n_out}, over {MAX_WIDTH}", "", layer.where)
         if len(self.ops) == MAX_LAYERS:
             raise CaptureError(f"more than {MAX_LAYERS} linear layers that depend on x", "", layer.where)
-        parts = {"bias": layer.shift.bias, "step_table": layer.shift.step, "class_table": layer.shift.label}
-        if parts["bias"] is not None and parts["step_table"] is not None:
-            parts["step_table"] = parts["step_table"] + parts["bias"]
-            parts["bias"] = None
-        tables = {name: None if part is None else part.float().numpy() for name, part in parts.items()}
+        shift = layer.shift
+        if shift.bias is not None and shift.step is not None:
+            shift = Shift(None, shift.step + shift.bias, shift.label)
+        # The one rounding to float32 of what was folded.
+        bias, step, label = (
+            None if part is None else part.float().numpy() for part in (shift.bias, shift.step, shift.label)
+        )
         weight = layer.weight.contiguous().numpy().copy()
-        if not all(np.isfinite(array).all() for array in (weight, *tables.values()) if array is not None):
+        if not all(np.isfinite(array).all() for array in (weight, bias, step, label) if array is not None):
             raise CaptureError("a layer's weights or tables hold NaN or infinity", "", layer.where)
         dst = len(self.ops) + 1
-        self.ops.append(
-            LinearOp(src, dst, weight, activation=layer.activation, act_param=layer.act_param, **tables)
-        )
+        self.ops.append(LinearOp(src, dst, weight, bias, step, label, layer.activation, layer.act_param))
         self._emitted[layer] = dst
         self.explain.append(_line(dst, n_in, n_out, layer))
         return dst

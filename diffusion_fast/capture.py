@@ -48,7 +48,7 @@ def network_time(t_index: Any, time_input: str, schedule: Schedule) -> Tensor:
     once. Raises ValueError for an unknown time_input or an index outside of the schedule.
     """
     _checks.choice("time_input", time_input, TIME_INPUTS)
-    t = torch.as_tensor(np.asarray(t_index))
+    t = torch.as_tensor(np.array(t_index))  # a copy: the table's own array is read-only
     if bool(((t < 0) | (t >= schedule.n_steps) | (t != t.round())).any()):
         raise _checks.bad_value("timesteps", t_index, f"integers from 0 to {schedule.n_steps - 1}")
     t = t.to(torch.int64)
@@ -61,14 +61,21 @@ def network_time(t_index: Any, time_input: str, schedule: Schedule) -> Tensor:
     return (sigma if time_input == "sigma" else torch.log(sigma) / 4).float()
 
 
-def weights_fingerprint(module: nn.Module) -> tuple[tuple[str, int, int], ...]:
-    """(name, data_ptr, _version) of every parameter and buffer: changes when weights are replaced or
-    written to.
+def weights_fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """(data_ptr, _version) of every parameter and buffer: changes when weights are replaced or written to.
 
-    Writes through `.data` or a NumPy view leave no trace here.
+    Writes through `.data` or a NumPy view leave no trace here. Walks the modules itself: it runs at every
+    call of a sampler, and named_parameters takes ten times as long.
     """
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    return tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors)
+    found: list[tuple[int, int]] = []
+    pending = [module]
+    while pending:
+        part = pending.pop()
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None:
+                found.append((tensor.data_ptr(), tensor._version))
+        pending += [child for child in part._modules.values() if child is not None]
+    return tuple(found)
 
 
 def capture(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffusion_fast import _checks
 from diffusion_fast.models import MLPDenoiser
+from diffusion_fast.sampler import Sampler
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.standardiser import Standardiser
 
@@ -38,6 +39,10 @@ class Checkpoint:
     schedule: NoiseSchedule
     standardiser: Standardiser | None
     metadata: dict[str, Any]
+
+    def sampler(self, **options: Any) -> Sampler:
+        """Sampler(model, schedule, **options) that gives samples in the data's own units."""
+        return Sampler(self.model, self.schedule, standardiser=self.standardiser, **options)
 
 
 def save(

@@ -1,4 +1,4 @@
-"""The kernels' activations against the exact functions: how far off they may be, and the same bits everywhere.
+"""The kernels' activations against the exact functions: how far off they may be, the same bits everywhere.
 
 An ulp is the distance of neighbouring float32 numbers at the exact result. Results below 2^-120 may underflow
 to zero early, since exp is cut off at -105; there the absolute error is what counts.
@@ -23,21 +23,22 @@ PARAMS = {"leaky_relu": float(np.float32(0.2)), "elu": float(np.float32(0.7))}
 TINY = 2.0**-120
 TINY_ERROR = 1e-36
 
-# The envelope: name -> (accepted, measured) ulp over every input below. Measured on 3 million inputs.
+# The envelope: name -> (accepted, measured) ulp. Measured at every fifth float32 with 2^-6 <= |x| < 128; the
+# test draws fewer inputs, of every size. sigmoid and silu are below 2.0 for |x| <= 10.
 ENVELOPE: dict[str, tuple[float, float]] = {
     "identity": (0.0, 0.0),
     "relu": (0.0, 0.0),
     "leaky_relu": (0.5, 0.5),
-    "elu": (2.0, 1.0),
-    "tanh": (6.0, 5.4),
-    "sigmoid": (2.5, 2.0),
-    "silu": (2.5, 2.0),
-    "gelu": (9.0, 8.2),
-    "gelu_tanh": (4.0, 3.5),
-    "softplus": (3.0, 2.7),
-    "mish": (5.0, 4.3),
+    "elu": (2.0, 1.7),
+    "tanh": (6.0, 5.0),
+    "sigmoid": (3.0, 2.5),
+    "silu": (3.0, 2.4),
+    "gelu": (8.0, 6.8),
+    "gelu_tanh": (4.5, 3.8),
+    "softplus": (3.5, 2.7),
+    "mish": (5.5, 4.7),
 }
-GELU_CORE = (6.5, 5.9)  # gelu on [-10, 10]; beyond, its values are below 1e-22
+GELU_CORE = (7.0, 6.3)  # gelu on [-10, 10]; below, its values are smaller than 1e-22
 
 
 def exact(name: str, x: np.ndarray) -> np.ndarray:
@@ -114,8 +115,8 @@ def kernel(name: str, x: np.ndarray, isa: str = "") -> np.ndarray:
     return _cpu.activate(ACTIVATIONS.index(name), PARAMS.get(name, 0.0), x, isa)
 
 
-def by_torch(name: str, x: np.ndarray) -> np.ndarray:
-    return reference.ACTIVATIONS[name](torch.from_numpy(x), PARAMS.get(name, 0.0)).numpy()
+def by_torch(name: str, x: np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    return reference.ACTIVATIONS[name](torch.from_numpy(x).to(dtype), PARAMS.get(name, 0.0)).numpy()
 
 
 def errors(got: np.ndarray, want: np.ndarray) -> np.ndarray:
@@ -177,12 +178,15 @@ def test_same_bits_on_every_instruction_set(name: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_special_values_as_in_torch(name: str, isa: str) -> None:
-    """NaN and infinities where torch has them; zeros stay zeros, wherever a sample sits in the vector."""
+    """NaN, infinities and zeros where torch has them, wherever a value sits in the vector.
+
+    torch in float64: its float32 gelu gives infinity for 3.4e38 and NaN for infinity, but only in vectors.
+    """
     special_values = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 3.4e38, -3.4e38], np.float32)
     for shift in range(17):
         x = np.ones(40, np.float32)
         x[shift : shift + len(special_values)] = special_values
-        got, want = kernel(name, x, isa), by_torch(name, x)
+        got, want = kernel(name, x, isa), by_torch(name, x, torch.float64)
         assert np.array_equal(np.isnan(got), np.isnan(want))
         assert np.array_equal(np.isinf(got), np.isinf(want))
         assert np.array_equal(got == 0, want == 0)

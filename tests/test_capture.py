@@ -73,6 +73,13 @@ def test_our_models(embedding: str, n_classes: int | None) -> None:
     assert ("class table 4 x 24" in lines) == (n_classes is not None)
 
 
+def test_a_model_with_classes_but_without_labels() -> None:
+    model = MLPDenoiser(2, (8,), n_steps=20, n_classes=3).eval()
+    program = capture(model, (2,), STEPS, 0, SCHEDULE)
+    assert program.n_classes == 0 and program.layers[0].class_table is None
+    assert_equals_module(program, model)
+
+
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations(name: str) -> None:
     model = MLPDenoiser(2, (16,), name, "table", 20).eval()
@@ -274,6 +281,10 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "cumsum over the batch": (lambda m, x, t, y: m.short(x.cumsum(0)), "no fused kernel"),
     "flip of the batch": (lambda m, x, t, y: m.short(x.flip(0)), "no fused kernel"),
     "transposed": (lambda m, x, t, y: m.short(x.T.T), "samples of a batch"),
+    "features as samples": (
+        lambda m, x, t, y: m.short(x.reshape(-1, 1).reshape(-1, 3)),
+        "samples of a batch",
+    ),
     "matmul": (lambda m, x, t, y: m.short(x @ m.short.weight), "no fused kernel"),
     "sine": (lambda m, x, t, y: m.last(torch.sin(m.first(x))), "no fused kernel"),
     "film": (lambda m, x, t, y: m.last(m.first(x) * m.time(t)), "no fused kernel"),

@@ -146,6 +146,12 @@ def test_terms(name: str) -> None:
     assert terms_of(table.rows) == table.terms
 
 
+def test_terms_that_no_row_has() -> None:
+    plan = small_plan(full=False)
+    with pytest.raises(ValueError, match=r"plan\.terms: got .*the terms that the rows use"):
+        dataclasses.replace(plan, terms=plan.terms | TERM_BITS["push"])
+
+
 def u32(offset: int, value: int) -> tuple[int, bytes]:
     return offset, struct.pack("<I", value)
 

@@ -1,20 +1,16 @@
-"""train: the objective against closed forms, seeds, validation, averages, the recipe, bad input; pictures."""
+"""train: the objective against closed forms, seeds, validation, averages, bad input."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from diffusion_fast import demo
 from diffusion_fast.datasets import helix_3d
-from diffusion_fast.metrics import emd
 from diffusion_fast.models import MLPDenoiser
-from diffusion_fast.plotting import compare_samples, loss_curve
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.training import TrainingHistory, train
 
@@ -427,61 +423,3 @@ def test_bad_models_and_schedules_are_named():
         broken.model[0].weight[3, 1] = math.nan
     with pytest.raises(ValueError, match=r"^model.model.0.weight: got nan at index \(3, 1\)"):
         quick(broken, points())
-
-
-# ---- pictures, the recipe ----
-
-
-@pytest.mark.parametrize(("dim", "panels"), [(1, 1), (2, 2), (3, 2), (5, 2)])
-def test_pictures_show_both_sets_on_the_data_s_axes(tmp_path, dim, panels):
-    data = np.random.default_rng(0).standard_normal((200, dim))
-    figure = compare_samples(torch.randn(6000, dim) * 100, data, title="both")
-    assert len(figure.axes) == panels
-    limits = [axes.get_xlim() for axes in figure.axes]
-    assert max(abs(np.ravel(limits))) < 2 * np.abs(data).max()
-    figure.savefig(tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 5000
-    with pytest.raises(ValueError, match=r"^samples: got"):
-        compare_samples(np.zeros((5, dim + 1)), data)
-    with pytest.raises(ValueError, match=r"^columns: got"):
-        compare_samples(data, data, columns=["x"] * (dim + 1))
-
-
-def test_loss_curve_draws_what_the_history_holds():
-    history = TrainingHistory([1.0, 0.5, 0.4], [1.1, 0.6, 0.7], 1.0, 1)
-    lines = loss_curve(history).axes[0].lines
-    assert [list(line.get_ydata()) for line in lines[:2]] == [history.train_loss, history.validation_loss]
-    with pytest.raises(ValueError, match=r"^history: got"):
-        loss_curve(TrainingHistory())
-
-
-def test_plain_torch_sampler_reaches_a_known_law():
-    """With the exact denoiser of N(0, 0.25) data the samples have that variance (5 sd at 20,000: 2.5 %).
-
-    The 100 cosine steps themselves shift it by about -3 %.
-    """
-
-    class Exact(nn.Module):
-        dim = 1
-
-        def forward(self, x, t):
-            abar = schedule.alphas_cumprod[t].float().unsqueeze(1)
-            return (1 - abar).sqrt() / (abar * 0.25 + 1 - abar) * x
-
-    schedule = NoiseSchedule.cosine(100)
-    x = demo.torch_ddpm(Exact(), schedule, 20_000, torch.Generator().manual_seed(0))
-    assert x.var().item() == pytest.approx(0.25, rel=0.08)
-    assert abs(x.mean().item()) < 5 * 0.5 / math.sqrt(20_000)
-
-
-@pytest.mark.slow
-def test_the_recipe_reaches_the_distance_of_real_data(tmp_path: Path):
-    """Per-pair EMD below 0.20 at 2000 rows, 0.125 +- 0.012 measured; real against real is 0.114 to 0.125.
-
-    0.20 is 6 of those deviations away. Sampled in plain torch, so that it judges the training alone.
-    """
-    data = helix_3d(seed=1)
-    model, schedule, history = demo.train_demo_model(data, seed=1, progress=False)
-    assert history.seconds < 120
-    x = demo.torch_ddpm(model, schedule, 10_000, torch.Generator().manual_seed(1))
-    assert emd(x, data.standardised_test).value < 0.20

@@ -280,8 +280,8 @@ static int64_t chain_scratch_floats(const ProgramView& p, bool lanes_have_labels
     return (tile > row ? tile : row) + 4 * W;
 }
 
-// Cycles of one sample on the row path over cycles of a one-vector tile, up to a common factor: a lone vector of
-// outputs waits out the fma latency of 4, four vectors or more keep the unit busy.
+// Cycles of `count` samples on the row path against cycles of a one-vector tile: a lone vector of outputs waits out the
+// fma latency of 4, four vectors or more keep the unit busy; 5/4 is what the rest of a row costs (2-64-64-2, measured).
 static bool rows_are_faster(const ProgramView& p, int count) {
     int64_t row = 0, tile = 0;
     for (int i = 0; i < p.n_linears; ++i) {
@@ -289,7 +289,7 @@ static bool rows_are_faster(const ProgramView& p, int count) {
         row += int64_t(p.linears[i].n_in) * (vectors / 4 * 4 + vectors % 4 * 4);
         tile += int64_t(p.linears[i].n_in) * p.linears[i].n_out;
     }
-    return count * row < tile;
+    return 5 * count * row < 4 * tile;
 }
 
 static bool chain(const ChainArgs& a, float* scratch, int64_t first, int count) {

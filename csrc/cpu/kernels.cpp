@@ -10,6 +10,17 @@ static void activate_all(Activation act, float param, float* y, int64_t count) {
         activate(act, param, y + i, int(count - i < (1 << 20) ? count - i : 1 << 20));
 }
 
+// Hides a value from the optimiser without moving it, so that every fma of a burst is run.
+DF_INLINE void keep_in_register(vf& v) {
+#if defined(__x86_64__)
+    asm volatile("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm volatile("" : "+w"(v));
+#else
+    asm volatile("" : "+m"(v));
+#endif
+}
+
 // Fused multiply-adds on registers only, `chains` independent ones: the ceiling the kernels are measured against.
 template <int N>
 static double burst(int64_t iterations) {
@@ -20,7 +31,7 @@ static double burst(int64_t iterations) {
 #pragma GCC unroll 24
         for (int i = 0; i < N; ++i) {
             acc[i] = fma(acc[i], a, b);
-            asm volatile("" : "+x"(acc[i]));  // keep every fma, in a register
+            keep_in_register(acc[i]);
         }
     }
     vf sum = splat(0.0f);
