@@ -1,5 +1,5 @@
-// diffusion_fast._cpu: a thin door. Pointers arrive as integers, already checked by the Python layer; what can be checked
-// here without knowing the tensors (the plan, ranges, labels, sizes) is checked again.
+// diffusion_fast._cpu: a thin door. Pointers arrive as integers, already checked by the Python layer; what
+// can be checked here without knowing the tensors (the plan, ranges, labels, sizes) is checked again.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -29,7 +29,8 @@ void require(bool ok, const char* what) {
 // n >= 0 samples of dim elements from index start: below 2^48 samples, and countable in 64 bits
 void check_range(int64_t n, int64_t dim, uint64_t start) {
     constexpr uint64_t kMaxSamples = uint64_t(1) << 48;
-    require(n >= 0 && uint64_t(n) <= kMaxSamples && start <= kMaxSamples - uint64_t(n), "n: start + n exceeds 2^48");
+    require(n >= 0 && uint64_t(n) <= kMaxSamples && start <= kMaxSamples - uint64_t(n),
+            "n: start + n exceeds 2^48");
     require(dim >= 1 && (n == 0 || dim <= (int64_t(1) << 60) / n), "dim: n * dim does not fit");
 }
 
@@ -67,8 +68,9 @@ Plan plan_from(const py::bytes& bytes) {
     return parse_plan(reinterpret_cast<const uint8_t*>(data), size_t(size));
 }
 
-py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, uint64_t seed, int threads, uintptr_t x_T,
-              uintptr_t noise, uintptr_t trajectory, uintptr_t labels, int32_t label, py::object progress) {
+py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, uint64_t seed, int threads,
+              uintptr_t x_T, uintptr_t noise, uintptr_t trajectory, uintptr_t labels, int32_t label,
+              py::object progress) {
     ChainArgs args{};
     const ProgramView view = program.view();
     check_range(n, view.dim, start);
@@ -100,10 +102,11 @@ py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, 
     return py::make_tuple(report.bad_rows, report.first_bad);
 }
 
-void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, uintptr_t out, uintptr_t x, uintptr_t model_output,
-                  uintptr_t uncond_output, uintptr_t guidance_scale, int64_t guidance_stride, uintptr_t h1, uintptr_t h2,
-                  uintptr_t h3, uintptr_t log_variance, uintptr_t noise, int64_t n, int64_t dim, uint64_t start,
-                  uint64_t seed, uint32_t step, int threads) {
+void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, uintptr_t out, uintptr_t x,
+                  uintptr_t model_output, uintptr_t uncond_output, uintptr_t guidance_scale,
+                  int64_t guidance_stride, uintptr_t h1, uintptr_t h2, uintptr_t h3, uintptr_t log_variance,
+                  uintptr_t noise, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
+                  int threads) {
     StepArgs a{};
     require(PyBytes_GET_SIZE(row.ptr()) == sizeof(StepRow), "row: not 64 bytes");
     std::memcpy(&a.row, PyBytes_AS_STRING(row.ptr()), sizeof(StepRow));
@@ -111,7 +114,8 @@ void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, uintptr_
     require(dtype <= uint32_t(Dtype::kFloat16), "dtype: unknown");
     require(n == 0 || (out && x), "x: a null pointer");
     require(step < (1u << 28), "step: accepted: below 2^28");
-    require(!uncond_output || (model_output && guidance_scale), "uncond_output: needs model_output and guidance_scale");
+    require(!uncond_output || (model_output && guidance_scale),
+            "uncond_output: needs model_output and guidance_scale");
     const uintptr_t history[] = {h1, h2, h3};
     const uint32_t reads[] = {kTermC1, kTermC2, kTermC3};
     for (int i = 0; i < 3; ++i) {
@@ -138,11 +142,12 @@ void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, uintptr_
     run_step(kernels(), a, threads);
 }
 
-void normal(uintptr_t out, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step, uint32_t purpose,
-            uint32_t substream, int threads, const std::string& isa) {
+void normal(uintptr_t out, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
+            uint32_t purpose, uint32_t substream, int threads, const std::string& isa) {
     check_range(n, dim, start);
     require(out != 0 || n == 0, "out: a null pointer");
-    require(step < (1u << 28) && purpose < 16 && substream < (1u << 16), "step, purpose or substream out of range");
+    require(step < (1u << 28) && purpose < 16 && substream < (1u << 16),
+            "step, purpose or substream out of range");
     const NoiseArgs a{pointer<float>(out), n, dim, start, seed, step, Purpose(purpose), substream};
     const Kernels& k = chosen(isa);
     check_threads(threads);

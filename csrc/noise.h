@@ -2,9 +2,10 @@
 //
 //   z = normal(seed, sample, step, element):   Philox4x32-10 (Salmon et al. 2011), then Box-Muller
 //   key     = (seed[31:0], seed[63:32])
-//   counter = (quad, step word, sample[31:0], sample[47:32] | substream << 16);  quad q covers elements 4q .. 4q+3
-//   step word = step | purpose << 28, except that for purpose 0 (table rows) and 1 or 2 elements per sample one
-//   call serves 4 or 2 consecutive steps: the word holds step >> 2 or step >> 1, the rest picks the component(s).
+//   counter = (quad, step word, sample[31:0], sample[47:32] | substream << 16);  quad q covers elements 4q ..
+//   4q+3 step word = step | purpose << 28, except that for purpose 0 (table rows) and 1 or 2 elements per
+//   sample one call serves 4 or 2 consecutive steps: the word holds step >> 2 or step >> 1, the rest picks
+//   the component(s).
 //
 // The bits are the same everywhere because every operation is an integer operation, exact, or one IEEE
 // round-to-nearest operation (fma, mul, sqrt, int -> float). Compile with -ffp-contract=off.
@@ -28,7 +29,8 @@ enum Purpose : uint32_t { kPurposeStep = 0, kPurposeInitial = 1, kPurposeForward
 // Steps one Philox call serves for table rows: 4 in one dimension, 2 in two, else 1.
 DF_INLINE uint32_t steps_per_call(uint32_t dim) { return dim == 1 ? 4u : dim == 2 ? 2u : 1u; }
 
-// The step word of the counter; `component` is the first of the call's four normals that belongs to this step.
+// The step word of the counter; `component` is the first of the call's four normals that belongs to this
+// step.
 DF_INLINE uint32_t step_word(uint32_t step, Purpose purpose, uint32_t dim, uint32_t& component) {
     const uint32_t share = purpose == kPurposeStep ? steps_per_call(dim) : 1u;
     component = (step % share) * dim;
@@ -109,8 +111,7 @@ DF_INLINE void box_muller(typename L::U a, typename L::U b, typename L::F& z0, t
     const F u = L::fma(L::from_unsigned(a), k(0x1p-32f), k(0x1p-33f));
     const U ix = L::as_bits(u) + L::splat_bits(0x3f800000u - 0x3f3504f3u);
     const F e = L::from_signed(L::to_signed(ix >> 23) - L::to_signed(L::splat_bits(127)));
-    const F t =
-        L::sub(L::as_float((ix & L::splat_bits(0x007fffffu)) + L::splat_bits(0x3f3504f3u)), k(1.0f));
+    const F t = L::sub(L::as_float((ix & L::splat_bits(0x007fffffu)) + L::splat_bits(0x3f3504f3u)), k(1.0f));
     F p = k(-0.07644994526465995f);
     p = L::fma(p, t, k(0.12921948383697276f));
     p = L::fma(p, t, k(-0.1324271869082755f));

@@ -98,7 +98,8 @@ void check_ops(const Plan& p) {
         require(std::isfinite(op.act_param), "an activation parameter is not finite");
         require(op.src < p.header.n_values && written[op.src], "an op reads a value not written yet");
         require(op.dst < p.header.n_values && !written[op.dst], "an op writes a value written already");
-        require(op.n_in == p.widths[op.src] && op.n_out == p.widths[op.dst], "an op's widths differ from its values'");
+        require(op.n_in == p.widths[op.src] && op.n_out == p.widths[op.dst],
+                "an op's widths differ from its values'");
         require(op.weight >= 0, "an op has no weight");
         require(op.class_table == -1 || p.header.n_classes > 0, "a class table without classes");
         require(op.reserved == 0, "reserved op field is not zero");
@@ -120,7 +121,8 @@ Plan parse_plan(const uint8_t* bytes, size_t size) {
     check_header(p.header);
     p.rows = in.take<StepRow>(p.header.n_rows, "the rows");
     p.widths = in.take<uint32_t>((p.header.n_values + 15) / 16 * 16, "the value widths");
-    for (size_t i = p.header.n_values; i < p.widths.size(); ++i) require(p.widths[i] == 0, "padding is not zero");
+    for (size_t i = p.header.n_values; i < p.widths.size(); ++i)
+        require(p.widths[i] == 0, "padding is not zero");
     p.widths.resize(p.header.n_values);
     for (uint32_t w : p.widths) require(w >= 1 && w <= kMaxWidth, "a value's width is not in 1..2048");
     require(p.widths[0] == p.header.dim, "value 0 is not dim wide");

@@ -1,6 +1,7 @@
-// The Plan: all that crosses the border between Python and the kernels. Plain structs, shared by CPU and CUDA.
-// Layout (little endian), written by diffusion_fast/plan.py and validated again here:
-//   PlanHeader | StepRow[n_rows] | value widths, u32, padded to 64 bytes | TileOp[n_ops] | float blob[n_floats]
+// The Plan: all that crosses the border between Python and the kernels. Plain structs, shared by CPU and
+// CUDA. Layout (little endian), written by diffusion_fast/plan.py and validated again here:
+//   PlanHeader | StepRow[n_rows] | value widths, u32, padded to 64 bytes | TileOp[n_ops] | float
+//   blob[n_floats]
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,7 +9,8 @@
 
 namespace df {
 
-constexpr uint32_t kMaxDim = 256, kMaxWidth = 2048, kMaxLinears = 16, kMaxRows = 1u << 20, kMaxTables = 1u << 20;
+constexpr uint32_t kMaxDim = 256, kMaxWidth = 2048, kMaxLinears = 16, kMaxRows = 1u << 20,
+                   kMaxTables = 1u << 20;
 
 struct PlanHeader {
     char magic[8];  // "DFPLAN\r\n"
@@ -63,8 +65,9 @@ enum class Activation : uint32_t {
     kCount
 };
 
-// y[j] = act(init_j + sum_k w[j][k] x[k]): one fma chain per output, init first, k ascending, in every kernel.
-// init_j = bias[j] + step_table[row.table][j] + class_table[label][j], added in this order where present.
+// y[j] = act(init_j + sum_k w[j][k] x[k]): one fma chain per output, init first, k ascending, in every
+// kernel. init_j = bias[j] + step_table[row.table][j] + class_table[label][j], added in this order where
+// present.
 struct TileOp {
     uint32_t kind, activation, src, dst, n_in, n_out;
     float act_param;

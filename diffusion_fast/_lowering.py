@@ -65,10 +65,9 @@ class Shift:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A linear layer whose output somebody may read; it becomes an op only if a layer or the output reads
-    it."""
+    """A linear layer that reads x; it becomes an op only if the network's output comes from it."""
 
-    source: Layer | None  # None: the network's input
+    source: Layer  # or INPUT
     weight: Tensor
     shift: Shift
     where: str
@@ -77,7 +76,8 @@ class Layer:
     act_param: float = 0.0
 
 
-INPUT = Layer(None, torch.empty(0), Shift(), "", 0)
+# The network's input, which has no source.
+INPUT = Layer(None, torch.empty(0), Shift(), "", 0)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,6 @@ class Lowering:
         self.ops: list[LinearOp] = []
         self.explain: list[str] = []
         self.evaluated = 0
-        self._emitted: dict[Layer, int] = {INPUT: 0}
 
     # --- nodes ---------------------------------------------------------------------------------------------
 
@@ -181,10 +180,14 @@ class Lowering:
             raise refusal(node, "the output is not that of a linear layer on values that depend on x")
         if single.width != self.dim:
             raise refusal(node, f"the output has {single.width} elements per sample and x has {self.dim}")
-        out = self._emit(single.layer)
+        chain = [single.layer]
+        while chain[-1].source is not INPUT:
+            chain.append(chain[-1].source)
+        for layer in reversed(chain):
+            self._emit(layer)
         once = f"{self.evaluated} operations that do not read x: run once, for all steps together"
         self.explain.insert(0, once)
-        return out
+        return len(self.ops)
 
     def _worlds(self) -> list[World]:
         return [self.steps] if self.classes is None else [self.steps, self.classes]
@@ -358,12 +361,8 @@ class Lowering:
 
     # --- ops -----------------------------------------------------------------------------------------------
 
-    def _emit(self, layer: Layer) -> int:
-        """The value id of a layer's output; its op and those before it are written at the first call."""
-        if layer in self._emitted:
-            return self._emitted[layer]
-        assert layer.source is not None
-        src = self._emit(layer.source)
+    def _emit(self, layer: Layer) -> None:
+        """Appends the op of a layer; it reads the value that the op before it wrote."""
         n_out, n_in = layer.weight.shape
         if n_out > MAX_WIDTH:
             raise CaptureError(f"a layer of width {n_out}, over {MAX_WIDTH}", "", layer.where)
@@ -379,11 +378,9 @@ class Lowering:
         weight = layer.weight.contiguous().numpy().copy()
         if not all(np.isfinite(array).all() for array in (weight, bias, step, label) if array is not None):
             raise CaptureError("a layer's weights or tables hold NaN or infinity", "", layer.where)
-        dst = len(self.ops) + 1
+        src, dst = len(self.ops), len(self.ops) + 1
         self.ops.append(LinearOp(src, dst, weight, bias, step, label, layer.activation, layer.act_param))
-        self._emitted[layer] = dst
         self.explain.append(_line(dst, n_in, n_out, layer))
-        return dst
 
 
 def _line(number: int, n_in: int, n_out: int, layer: Layer) -> str:

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +47,7 @@ def network_time(t_index: Any, time_input: str, schedule: Schedule) -> Tensor:
     once. Raises ValueError for an unknown time_input or an index outside of the schedule.
     """
     _checks.choice("time_input", time_input, TIME_INPUTS)
-    t = torch.as_tensor(np.array(t_index))  # a copy: the table's own array is read-only
+    t = t_index if isinstance(t_index, Tensor) else torch.tensor(t_index)
     if bool(((t < 0) | (t >= schedule.n_steps) | (t != t.round())).any()):
         raise _checks.bad_value("timesteps", t_index, f"integers from 0 to {schedule.n_steps - 1}")
     t = t.to(torch.int64)

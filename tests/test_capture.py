@@ -240,10 +240,22 @@ def test_only_what_is_read_becomes_a_layer() -> None:
 def test_any_number_of_steps_and_classes(steps: list[int]) -> None:
     module = Net(CONDITIONED["sum of t and y"]).eval()
     program = capture(module, (3,), steps, 1, SCHEDULE)
+    first = program.layers[0]
+    assert first.step_table is not None and first.step_table.shape == (len(steps), 8)
+    assert first.class_table is not None and first.class_table.shape == (1, 8)
     x = torch.randn(5, 3)
     for i, step in enumerate(steps):
         expected = module(x, torch.full((5,), step), torch.zeros(5, dtype=torch.int64)).detach()
         torch.testing.assert_close(reference.net(program, x, i, 0), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_one_step_beside_a_value_shaped_like_x() -> None:
+    beside = lambda m, x, t, y: torch.cat([torch.zeros_like(x), m.time(t)[:, :5]], 1)  # noqa: E731
+    module = Net(lambda m, x, t, y: m.last(torch.relu(m.first(x) + beside(m, x, t, y)))).eval()
+    program = capture(module, (3,), [5], 0, SCHEDULE)
+    x = torch.randn(5, 3)
+    expected = module(x, torch.full((5,), 5)).detach()
+    torch.testing.assert_close(reference.net(program, x, 0), expected, rtol=1e-5, atol=2e-6)
 
 
 def test_samples_of_several_axes() -> None:
@@ -309,6 +321,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda m, x, t, y: m.last(nnf.softplus(m.first(x), threshold=5)),
         "no fused kernel",
     ),
+    "scaled elu": (lambda m, x, t, y: m.last(torch.ops.aten.elu(m.first(x), 1.0, 2.0)), "no fused kernel"),
     "selu": (lambda m, x, t, y: m.last(nnf.selu(m.first(x))), "no fused kernel"),
     "scaled addition": (
         lambda m, x, t, y: m.last(torch.add(m.first(x), m.time(t), alpha=2)),
@@ -500,8 +513,11 @@ def test_the_fingerprint_sees_changes() -> None:
         module.model[0].bias.add_(1)
     written = weights_fingerprint(module)
     assert written != before
-    module.model[0].bias = nn.Parameter(torch.zeros(4))
-    assert weights_fingerprint(module) != written
+    first, second = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+    module.model[0].bias = first
+    replaced = weights_fingerprint(module)
+    module.model[0].bias = second
+    assert len({written, replaced, weights_fingerprint(module)}) == 3
 
 
 def test_the_program_keeps_its_own_weights() -> None:
@@ -550,6 +566,18 @@ def test_verify_compares_with_the_module(monkeypatch: pytest.MonkeyPatch) -> Non
     layers = (type(layer)(layer.src, layer.dst, weight, layer.bias),)
     with pytest.raises(CaptureError, match="differ from the module at a batch of 1"):
         capture_module.verify(module, TileProgram(3, layers, 1, 2), (3,), torch.tensor([0, 1]))
+
+
+def test_verify_calls_with_rows_in_another_order() -> None:
+    def every_third(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        m.calls += 1
+        return m.short(x) + 0.1 * (m.calls % 3 == 0)
+
+    module = Net(lambda m, x, t, y: m.short(x)).eval()
+    program = capture(module, (3,), [0, 1], 0, SCHEDULE)
+    module.body = every_third
+    with pytest.raises(CaptureError, match="rows in another order"):
+        capture_module.verify(module, program, (3,), torch.tensor([0, 1]))
 
 
 def test_errors_survive_pickling() -> None:

@@ -100,12 +100,10 @@ def test_save_refuses_before_it_writes(tmp_path):
     with torch.no_grad():
         broken.model[0].bias[2] = math.nan
 
-    class Other(MLPDenoiser):
-        pass
-
+    other = type("MLPDenoiser", (MLPDenoiser,), {})  # the name alone does not make it ours
     faults: list[tuple[type[Exception], str, tuple]] = [
         (TypeError, r"^model: got .*MLPDenoiser", (nn.Linear(2, 2), SCHEDULE)),
-        (TypeError, r"^model: got .*MLPDenoiser", (Other(2), SCHEDULE)),
+        (TypeError, r"^model: got .*MLPDenoiser", (other(2), SCHEDULE)),
         (TypeError, r"^schedule: got .*NoiseSchedule", (make_model(), [0.1])),
         (TypeError, r"^standardiser: got .*Standardiser", (make_model(), SCHEDULE, 1.0)),
         (ValueError, r"^model.model.0.bias: got nan at index \(2,\)", (broken, SCHEDULE)),

@@ -75,7 +75,7 @@ def check(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_follows_the_twin_in_every_size(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    for n in (1, 2, 5, 33):
+    for n in (1, 2, 5, 33) if math.prod(shape) < 1000 else (1, 3):
         x = torch.randn(n, *shape).to(dtype)
         F, *history = like(x, 4)
         check(x, F, ROW, seed=LARGE_SEED, step=7, start=11)

@@ -225,7 +225,7 @@ class Sliding(nn.Module):
 
 @pytest.mark.parametrize("lr_decay", ["none", "cosine"])
 @pytest.mark.parametrize(("optimizer", "weight_decay"), [("adam", 0.0), ("adamw", 0.0), ("adamw", 0.5)])
-@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.parametrize("ema", [None, 0.6])
 def test_each_step_moves_as_the_options_say(lr_decay, optimizer, weight_decay, ema):
     model = Sliding()
     options = {"optimizer": optimizer, "weight_decay": weight_decay, "ema": ema, "lr_decay": lr_decay}

@@ -1,8 +1,9 @@
-// Activations on vectors, within a few ulp of the exact function for every float (envelope: tests/test_activations.py).
+// Activations on vectors, within a few ulp of the exact function for every float (envelope:
+// tests/test_activations.py).
 //
-// Polynomials and rationals are minimax fits (relative error in the comment) whose coefficients are all of one sign where
-// they are summed over a long range, so evaluation adds no cancellation. No libm, no approximate reciprocals: the bits are
-// the same on every instruction set.
+// Polynomials and rationals are minimax fits (relative error in the comment) whose coefficients are all of
+// one sign where they are summed over a long range, so evaluation adds no cancellation. No libm, no
+// approximate reciprocals: the bits are the same on every instruction set.
 #pragma once
 #include "../plan.h"
 #include "simd.h"
@@ -18,11 +19,12 @@ DF_INLINE vf polynomial(vf x, const float (&c)[N]) {
     return p;
 }
 
-// x = n ln 2 + r, |r| <= ln 2 / 2, for |x| <= 150;  returns exp(r) - 1 = r + r^2 q(r)   (q: 1.2e-7, times r/2)
+// x = n ln 2 + r, |r| <= ln 2 / 2, for |x| <= 150;  returns exp(r) - 1 = r + r^2 q(r)   (q: 1.2e-7, times
+// r/2)
 DF_INLINE vf exp_reduced(vf x, vf& n) {
     const vf magic = splat(0x1.8p23f);  // adding it rounds to an integer
     n = fma(x, splat(0x1.715476p0f), magic) - magic;
-    vf r = fma(n, splat(-0x1.62e400p-1f), x);    // ln 2 to 15 bits: n times it is exact
+    vf r = fma(n, splat(-0x1.62e400p-1f), x);  // ln 2 to 15 bits: n times it is exact
     r = fma(n, splat(-0x1.7f7d1cp-20f), r);
     const float q[] = {0.5f, 0.16666578f, 0.041666854f, 0.008363171f, 0.001390129f};
     return fma(r * r, polynomial(r, q), r);
@@ -75,8 +77,8 @@ DF_INLINE vf tanh(vf x) {  // x P(x^2) / Q(x^2) on |x| <= 9.02, where it is 1 to
 DF_INLINE vf sigmoid(vf x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }
 DF_INLINE vf silu(vf x) { return x / (splat(1.0f) + exp(-x)); }
 
-// x Phi(x). With a = |x| and the tail q = Phi(-a) = exp(-a^2/2) g(a), g rational (6e-9): x q for x < 0, x (1 - q) else,
-// so the far negative side keeps its relative accuracy (1 + erf would cancel).
+// x Phi(x). With a = |x| and the tail q = Phi(-a) = exp(-a^2/2) g(a), g rational (6e-9): x q for x < 0, x (1
+// - q) else, so the far negative side keeps its relative accuracy (1 + erf would cancel).
 DF_INLINE vf gelu(vf x) {
     const vf a = min_keep_nan(splat(14.6f), abs(x));
     const float p[] = {0.5f, 0.43848953f, 0.18337913f, 0.040681727f, 0.0041234973f};
@@ -88,11 +90,11 @@ DF_INLINE vf gelu(vf x) {
     return x * select(x < splat(0.0f), tail, splat(1.0f) - tail);
 }
 
-// x / (1 + exp(-2 u)), u = sqrt(2/pi) (x + 0.044715 x^3), with the argument carried as w + w_err: it reaches 100, where one
-// rounding of it would cost exp a hundred ulp.
+// x / (1 + exp(-2 u)), u = sqrt(2/pi) (x + 0.044715 x^3), with the argument carried as w + w_err: it reaches
+// 100, where one rounding of it would cost exp a hundred ulp.
 DF_INLINE vf gelu_tanh(vf x) {
     const vf v = max_keep_nan(splat(-12.0f), min_keep_nan(splat(12.0f), x));
-    const vf c1 = splat(-1.5957692f), c1_err = splat(4.534068e-08f);  // -2 sqrt(2/pi)
+    const vf c1 = splat(-1.5957692f), c1_err = splat(4.534068e-08f);      // -2 sqrt(2/pi)
     const vf c2 = splat(-0.071354814f), c2_err = splat(-2.3988325e-09f);  // times 0.044715
     const vf t = v * v, t_err = fma(v, v, -t);
     const vf p = c2 * t, p_err = fma(c2, t, -p) + fma(c2, t_err, c2_err * t);
@@ -121,19 +123,29 @@ DF_INLINE void map_in_place(float* y, int count, Function f) {  // count: a mult
 static void activate(Activation act, float param, float* y, int count) {
     const vf zero = splat(0.0f), k = splat(param);
     switch (act) {
-        case Activation::kRelu: return map_in_place(y, count, [=](vf x) { return max_keep_nan(zero, x); });
-        case Activation::kLeakyRelu: return map_in_place(y, count, [=](vf x) { return select(x > zero, x, x * k); });
+        case Activation::kRelu:
+            return map_in_place(y, count, [=](vf x) { return max_keep_nan(zero, x); });
+        case Activation::kLeakyRelu:
+            return map_in_place(y, count, [=](vf x) { return select(x > zero, x, x * k); });
         case Activation::kElu:
             return map_in_place(y, count, [=](vf x) { return select(x > zero, x, k * expm1_negative(x)); });
-        case Activation::kTanh: return map_in_place(y, count, [](vf x) { return tanh(x); });
-        case Activation::kSigmoid: return map_in_place(y, count, [](vf x) { return sigmoid(x); });
-        case Activation::kSilu: return map_in_place(y, count, [](vf x) { return silu(x); });
-        case Activation::kGelu: return map_in_place(y, count, [](vf x) { return gelu(x); });
-        case Activation::kGeluTanh: return map_in_place(y, count, [](vf x) { return gelu_tanh(x); });
-        case Activation::kSoftplus: return map_in_place(y, count, [](vf x) { return softplus(x); });
-        case Activation::kMish: return map_in_place(y, count, [](vf x) { return mish(x); });
+        case Activation::kTanh:
+            return map_in_place(y, count, [](vf x) { return tanh(x); });
+        case Activation::kSigmoid:
+            return map_in_place(y, count, [](vf x) { return sigmoid(x); });
+        case Activation::kSilu:
+            return map_in_place(y, count, [](vf x) { return silu(x); });
+        case Activation::kGelu:
+            return map_in_place(y, count, [](vf x) { return gelu(x); });
+        case Activation::kGeluTanh:
+            return map_in_place(y, count, [](vf x) { return gelu_tanh(x); });
+        case Activation::kSoftplus:
+            return map_in_place(y, count, [](vf x) { return softplus(x); });
+        case Activation::kMish:
+            return map_in_place(y, count, [](vf x) { return mish(x); });
         case Activation::kIdentity:
-        case Activation::kCount: return;
+        case Activation::kCount:
+            return;
     }
 }
 

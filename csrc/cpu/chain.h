@@ -1,7 +1,9 @@
-// The whole reverse chain for a tile of samples that never leaves the cache: noise, network, update, row after row.
+// The whole reverse chain for a tile of samples that never leaves the cache: noise, network, update, row
+// after row.
 //
-// run_rows is the algorithm; two paths run it with the same bits: TilePath (lanes = samples, V vectors of them) and
-// RowPath (lanes = outputs, one sample), which is faster when fewer samples are left than fill a vector.
+// run_rows is the algorithm; two paths run it with the same bits: TilePath (lanes = samples, V vectors of
+// them) and RowPath (lanes = outputs, one sample), which is faster when fewer samples are left than fill a
+// vector.
 #pragma once
 #include "linear.h"
 
@@ -41,11 +43,12 @@ struct Workspace {
     }
 };
 
-// What of each linear's start value is the same for all lanes: (bias + step table) + class table, added in this order.
-// `label` < 0 leaves the class out (lane_init adds it per lane).
+// What of each linear's start value is the same for all lanes: (bias + step table) + class table, added in
+// this order. `label` < 0 leaves the class out (lane_init adds it per lane).
 DF_INLINE const float* uniform_init(const PackedLinear& l, uint32_t table, int label, float* scratch) {
     const float* step = l.step_table ? l.step_table + int64_t(table) * l.n_out_padded : nullptr;
-    const float* classes = l.class_table && label >= 0 ? l.class_table + int64_t(label) * l.n_out_padded : nullptr;
+    const float* classes =
+        l.class_table && label >= 0 ? l.class_table + int64_t(label) * l.n_out_padded : nullptr;
     if (!classes && !(l.bias && step)) {
         if (l.bias || step) return l.bias ? l.bias : step;
         for (int j = 0; j < l.n_out_padded; j += W) store(scratch + j, splat(0.0f));
@@ -64,7 +67,8 @@ DF_INLINE const float* uniform_init(const PackedLinear& l, uint32_t table, int l
 // m goes to h3's place, which the caller rotates to the front.
 static void update(const StepRow& r, uint32_t terms, int count, float* x, const float* F, const float* z,
                    float* const h[3]) {
-    const vf px = splat(r.p_x), pF = splat(r.p_F), clip = splat(r.clip), a = splat(r.a), b = splat(r.b), e = splat(r.e);
+    const vf px = splat(r.p_x), pF = splat(r.p_F), clip = splat(r.clip), a = splat(r.a), b = splat(r.b),
+             e = splat(r.e);
     const vf c1 = splat(r.c1), c2 = splat(r.c2), c3 = splat(r.c3), s = splat(r.s), zero = splat(0.0f);
     const bool has_m = terms & (kTermB | kTermPush);
     for (int i = 0; i < count; i += W) {
@@ -110,7 +114,8 @@ struct TilePath {
     const int count;      // lanes in use; the others compute what nobody reads
     Workspace w;
 
-    TilePath(const ChainArgs& args, float* scratch, int64_t first_, int count_) : a(args), first(first_), count(count_) {
+    TilePath(const ChainArgs& args, float* scratch, int64_t first_, int count_)
+        : a(args), first(first_), count(count_) {
         w.layout(a.program, scratch, S, a.labels);
         if (a.labels) gather_lane_init();
     }
@@ -119,7 +124,8 @@ struct TilePath {
 
     void read(const float* rows, float* x) const {
         for (int j = 0; j < a.program.dim; ++j)
-            for (int l = 0; l < S; ++l) x[j * S + l] = l < count ? rows[int64_t(l) * a.program.dim + j] : 0.0f;
+            for (int l = 0; l < S; ++l)
+                x[j * S + l] = l < count ? rows[int64_t(l) * a.program.dim + j] : 0.0f;
     }
 
     void write(const float* x, float* rows) const {
@@ -145,7 +151,8 @@ struct TilePath {
         for (int i = 0; i < a.program.n_linears; ++i) {
             const PackedLinear& l = a.program.linears[i];
             const float* init = uniform_init(l, row.table, label, w.init);
-            linear_tile<V>(l, init, per_lane ? w.lane_init[i] : nullptr, l.src ? w.slots[l.src] : u, w.slots[l.dst]);
+            linear_tile<V>(l, init, per_lane ? w.lane_init[i] : nullptr, l.src ? w.slots[l.src] : u,
+                           w.slots[l.dst]);
         }
     }
 
@@ -184,12 +191,14 @@ struct RowPath {
         const uint64_t sample = a.start + uint64_t(first);
         const uint32_t lo = uint32_t(sample), hi = uint32_t(sample >> 32);
         if (quads < 3) {  // a scalar call each costs less than a vector of mostly unused lanes
-            for (int q = 0; q < quads; ++q) normal4<ScalarLanes>(a.seed, uint32_t(q), word, lo, hi, z + 4 * q);
+            for (int q = 0; q < quads; ++q)
+                normal4<ScalarLanes>(a.seed, uint32_t(q), word, lo, hi, z + 4 * q);
             return;
         }
         for (int q = 0; q < quads; q += W) {
             vf n[4];
-            normal4<VectorLanes>(a.seed, splat_bits(uint32_t(q)) + lane_index(), word, splat_bits(lo), splat_bits(hi), n);
+            normal4<VectorLanes>(a.seed, splat_bits(uint32_t(q)) + lane_index(), word, splat_bits(lo),
+                                 splat_bits(hi), n);
             for (int l = 0; l < W; ++l)
                 for (int i = 0; i < 4; ++i) z[4 * (q + l) + i] = n[i][l];
         }
@@ -199,7 +208,8 @@ struct RowPath {
         const int label = null_class ? a.program.n_classes - 1 : a.labels ? a.labels[first] : a.label;
         for (int i = 0; i < a.program.n_linears; ++i) {
             const PackedLinear& l = a.program.linears[i];
-            linear_row(l, uniform_init(l, row.table, label, w.init), l.src ? w.slots[l.src] : u, w.slots[l.dst]);
+            linear_row(l, uniform_init(l, row.table, label, w.init), l.src ? w.slots[l.src] : u,
+                       w.slots[l.dst]);
         }
     }
 };
@@ -280,8 +290,9 @@ static int64_t chain_scratch_floats(const ProgramView& p, bool lanes_have_labels
     return (tile > row ? tile : row) + 4 * W;
 }
 
-// Cycles of `count` samples on the row path against cycles of a one-vector tile: a lone vector of outputs waits out the
-// fma latency of 4, four vectors or more keep the unit busy; 5/4 is what the rest of a row costs (2-64-64-2, measured).
+// Cycles of `count` samples on the row path against cycles of a one-vector tile: a lone vector of outputs
+// waits out the fma latency of 4, four vectors or more keep the unit busy; 5/4 is what the rest of a row
+// costs (2-64-64-2, measured).
 static bool rows_are_faster(const ProgramView& p, int count) {
     int64_t row = 0, tile = 0;
     for (int i = 0; i < p.n_linears; ++i) {

@@ -25,8 +25,8 @@ extern const Kernels table;
 int usable_isas(const Kernels* out[3]) {
     int count = 0;
 #if defined(DF_HAVE_AVX512)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         out[count++] = &avx512::table;
 #endif
 #if defined(DF_HAVE_AVX2)

@@ -21,7 +21,8 @@ DF_INLINE void keep_in_register(vf& v) {
 #endif
 }
 
-// Fused multiply-adds on registers only, `chains` independent ones: the ceiling the kernels are measured against.
+// Fused multiply-adds on registers only, `chains` independent ones: the ceiling the kernels are measured
+// against.
 template <int N>
 static double burst(int64_t iterations) {
     vf acc[N];
@@ -54,9 +55,16 @@ namespace df::cpu {
 namespace DF_ISA {
 extern const Kernels table;
 const Kernels table = {
-    DF_STRING(DF_ISA),        df::DF_ISA::W,           df::DF_ISA::kBlock, df::DF_ISA::kTile,
-    df::DF_ISA::chain_scratch_floats, df::DF_ISA::chain, df::DF_ISA::step,   df::DF_ISA::noise,
-    df::DF_ISA::activate_all, df::DF_ISA::fma_burst,
+    DF_STRING(DF_ISA),
+    df::DF_ISA::W,
+    df::DF_ISA::kBlock,
+    df::DF_ISA::kTile,
+    df::DF_ISA::chain_scratch_floats,
+    df::DF_ISA::chain,
+    df::DF_ISA::step,
+    df::DF_ISA::noise,
+    df::DF_ISA::activate_all,
+    df::DF_ISA::fma_burst,
 };
 }  // namespace DF_ISA
 }  // namespace df::cpu

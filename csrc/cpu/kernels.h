@@ -1,5 +1,6 @@
-// What the kernels of one instruction set offer, and the plain structs they are called with. The sources behind it
-// (kernels.cpp and the headers it includes) are compiled once per instruction set and picked at run time (dispatch.cpp).
+// What the kernels of one instruction set offer, and the plain structs they are called with. The sources
+// behind it (kernels.cpp and the headers it includes) are compiled once per instruction set and picked at run
+// time (dispatch.cpp).
 #pragma once
 #include <cstdint>
 
@@ -13,12 +14,13 @@ struct PackedLinear {
     int n_in, n_out, n_out_padded;  // padded to whole vectors
     Activation activation;
     float act_param;
-    const float* blocks;       // tile path: outputs in blocks of kBlock (the last may be narrower), each [k][block]
-    const float* rows;         // few-sample path: [k][n_out_padded]
-    const float* bias;         // (n_out_padded), or null
+    const float*
+        blocks;         // tile path: outputs in blocks of kBlock (the last may be narrower), each [k][block]
+    const float* rows;  // few-sample path: [k][n_out_padded]
+    const float* bias;  // (n_out_padded), or null
     const float* step_table;   // (n_tables, n_out_padded), or null
     const float* class_table;  // (n_classes, n_out_padded), or null
-    int src, dst;              // slots: buffers shared by values whose lifetimes do not meet; 0 is the net's input
+    int src, dst;  // slots: buffers shared by values whose lifetimes do not meet; 0 is the net's input
 };
 
 // A plan ready to run: pointers into storage owned by Program (program.h).
@@ -52,15 +54,15 @@ enum class Dtype : uint32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 struct StepArgs {
     StepRow row;
     uint32_t terms;
-    Dtype dtype;                                 // of every tensor below but noise
-    void* out;                                   // (n, dim)
-    const void *x, *model_output;                // (n, dim)
-    const void* uncond_output;                   // (n, dim), or null
-    const float* guidance_scale;                 // (1) or (n)
-    int64_t guidance_stride;                     // 0 or 1
-    void* history[3];                            // (n, dim) each where used
-    const void* log_variance;                    // (n, dim), or null: row.s is the noise scale
-    const void* noise;                           // (n, dim) of dtype, or null: drawn from the stream
+    Dtype dtype;                   // of every tensor below but noise
+    void* out;                     // (n, dim)
+    const void *x, *model_output;  // (n, dim)
+    const void* uncond_output;     // (n, dim), or null
+    const float* guidance_scale;   // (1) or (n)
+    int64_t guidance_stride;       // 0 or 1
+    void* history[3];              // (n, dim) each where used
+    const void* log_variance;      // (n, dim), or null: row.s is the noise scale
+    const void* noise;             // (n, dim) of dtype, or null: drawn from the stream
     int64_t n, dim;
     uint64_t start, seed;
     uint32_t step;
@@ -91,8 +93,8 @@ struct Kernels {
     double (*fma_burst)(int64_t iterations, int chains);
 };
 
-const Kernels& kernels();                     // the chosen instruction set: DIFFUSION_FAST_ISA, else the best
-const Kernels& kernels_named(const char*);    // throws std::invalid_argument with the usable names
-int usable_isas(const Kernels* out[3]);       // best first
+const Kernels& kernels();                   // the chosen instruction set: DIFFUSION_FAST_ISA, else the best
+const Kernels& kernels_named(const char*);  // throws std::invalid_argument with the usable names
+int usable_isas(const Kernels* out[3]);     // best first
 
 }  // namespace df::cpu

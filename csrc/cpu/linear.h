@@ -1,7 +1,8 @@
 // y = act(init + W x) on a tile: feature-major, y[j] and x[k] hold S = V * W samples each.
 //
-// Register block: R outputs x V vectors of accumulators, one broadcast weight against V vectors of x at a time; with
-// R = 8, V = 3 that is 24 chains in flight, 11 loads for 24 fma. Each output is one fma chain, init first, k ascending.
+// Register block: R outputs x V vectors of accumulators, one broadcast weight against V vectors of x at a
+// time; with R = 8, V = 3 that is 24 chains in flight, 11 loads for 24 fma. Each output is one fma chain,
+// init first, k ascending.
 #pragma once
 #include "activations.h"
 #include "kernels.h"
@@ -49,9 +50,9 @@ DF_INLINE void linear_block(int n_in, const float* __restrict w, const float* __
 }
 
 template <int R, int V>
-static __attribute__((noinline)) void linear_blocks(const cpu::PackedLinear& l, int first, int last, const float* w,
-                                                    const float* init, const float* lane_init, const float* x,
-                                                    float* y) {
+static __attribute__((noinline)) void linear_blocks(const cpu::PackedLinear& l, int first, int last,
+                                                    const float* w, const float* init, const float* lane_init,
+                                                    const float* x, float* y) {
     constexpr int S = V * W;
     const bool relu = l.activation == Activation::kRelu;
     const bool plain = relu || l.activation == Activation::kIdentity;
@@ -65,19 +66,27 @@ static __attribute__((noinline)) void linear_blocks(const cpu::PackedLinear& l, 
 }
 
 template <int V>
-static void linear_tile(const cpu::PackedLinear& l, const float* init, const float* lane_init, const float* x, float* y) {
+static void linear_tile(const cpu::PackedLinear& l, const float* init, const float* lane_init, const float* x,
+                        float* y) {
     const int whole = l.n_out / kBlock * kBlock;
     const float* tail = l.blocks + int64_t(whole) * l.n_in;
     linear_blocks<kBlock, V>(l, 0, whole, l.blocks, init, lane_init, x, y);
     switch (l.n_out - whole) {
-        case 1: return linear_blocks<1, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
-        case 2: return linear_blocks<2, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
-        case 3: return linear_blocks<3, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 1:
+            return linear_blocks<1, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 2:
+            return linear_blocks<2, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 3:
+            return linear_blocks<3, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
 #if defined(__AVX512F__)
-        case 4: return linear_blocks<4, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
-        case 5: return linear_blocks<5, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
-        case 6: return linear_blocks<6, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
-        case 7: return linear_blocks<7, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 4:
+            return linear_blocks<4, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 5:
+            return linear_blocks<5, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 6:
+            return linear_blocks<6, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+        case 7:
+            return linear_blocks<7, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
 #endif
     }
 }

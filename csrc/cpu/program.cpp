@@ -45,7 +45,8 @@ const float* Program::pack_blocks(const float* weight, int n_out, int n_in) {
     float* at = packed;
     for (int j = 0; j < n_out; j += kernels_.block)
         for (int k = 0; k < n_in; ++k)
-            for (int r = j; r < std::min(j + kernels_.block, n_out); ++r) *at++ = weight[int64_t(r) * n_in + k];
+            for (int r = j; r < std::min(j + kernels_.block, n_out); ++r)
+                *at++ = weight[int64_t(r) * n_in + k];
     return packed;
 }
 
@@ -64,8 +65,8 @@ const float* Program::pack_table(const Plan& plan, int64_t offset, int64_t count
     return packed;
 }
 
-// Linear scan: a value takes the first slot that is free when it is written; slot 0 is the net's input, the output
-// value's slot is never handed on. An op never writes the slot it reads.
+// Linear scan: a value takes the first slot that is free when it is written; slot 0 is the net's input, the
+// output value's slot is never handed on. An op never writes the slot it reads.
 void Program::assign_slots(const Plan& plan) {
     const size_t n = plan.widths.size();
     std::vector<size_t> last_read(n, 0);

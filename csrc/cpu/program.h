@@ -1,4 +1,5 @@
-// A plan prepared for one instruction set: weights packed for its register blocks, values assigned to shared buffers.
+// A plan prepared for one instruction set: weights packed for its register blocks, values assigned to shared
+// buffers.
 #pragma once
 #include <memory>
 #include <vector>
@@ -8,7 +9,7 @@
 namespace df::cpu {
 
 class Program {
-public:
+  public:
     Program(const Plan& plan, const Kernels& kernels);
 
     ProgramView view() const;
@@ -16,7 +17,7 @@ public:
     // Multiply-adds of one sample and one row, for deciding how many threads a call is worth.
     int64_t work_per_step() const { return work_per_step_; }
 
-private:
+  private:
     const float* pack_blocks(const float* weight, int n_out, int n_in);
     const float* pack_rows(const float* weight, int n_out, int n_in, int padded);
     const float* pack_table(const Plan& plan, int64_t offset, int64_t count, int width, int padded);

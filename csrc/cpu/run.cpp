@@ -17,18 +17,19 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Round to nearest with gradual underflow while a kernel runs: flush-to-zero is per thread and would change bits.
+// Round to nearest with gradual underflow while a kernel runs: flush-to-zero is per thread and would change
+// bits.
 class FloatingPointState {
 #if defined(__SSE__)
     unsigned saved_ = _mm_getcsr();
 
-public:
+  public:
     FloatingPointState() { _mm_setcsr(0x1f80); }
     ~FloatingPointState() { _mm_setcsr(saved_); }
 #elif defined(__aarch64__)
     uint64_t saved_;
 
-public:
+  public:
     FloatingPointState() {
         asm volatile("mrs %0, fpcr" : "=r"(saved_));
         asm volatile("msr fpcr, %0" ::"r"(uint64_t(0)));
@@ -83,7 +84,8 @@ struct Chain {
 struct Worker {
     Chain& chain;
     bool is_caller;
-    unsigned clock_mask;  // the clock is read every clock_mask + 1 steps: a read is 25 ns, a small step 300 ns
+    unsigned
+        clock_mask;  // the clock is read every clock_mask + 1 steps: a read is 25 ns, a small step 300 ns
     unsigned calls = 0;
     Clock::time_point last = Clock::now();
 
@@ -132,7 +134,8 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
     if (args.n == 0) return {true, 0, {}};
     args.program = program.view();
     const Kernels& kernels = program.kernels();
-    const double work = double(program.work_per_step() + 32 * args.program.dim) * double(args.n) * args.program.n_rows;
+    const double work =
+        double(program.work_per_step() + 32 * args.program.dim) * double(args.n) * args.program.n_rows;
     threads = useful_threads(threads, work);
     threads = int(std::min<int64_t>(threads, (args.n + kernels.lanes - 1) / kernels.lanes));
 
@@ -168,11 +171,13 @@ void over_quads(int64_t n, int64_t dim, int threads, Work work) {
 }  // namespace
 
 void run_step(const Kernels& kernels, const StepArgs& args, int threads) {
-    over_quads(args.n, args.dim, threads, [&](int64_t begin, int64_t end) { kernels.step(args, begin, end); });
+    over_quads(args.n, args.dim, threads,
+               [&](int64_t begin, int64_t end) { kernels.step(args, begin, end); });
 }
 
 void run_noise(const Kernels& kernels, const NoiseArgs& args, int threads) {
-    over_quads(args.n, args.dim, threads, [&](int64_t begin, int64_t end) { kernels.noise(args, begin, end); });
+    over_quads(args.n, args.dim, threads,
+               [&](int64_t begin, int64_t end) { kernels.noise(args, begin, end); });
 }
 
 double fma_peak(const Kernels& kernels, int threads, double seconds) {

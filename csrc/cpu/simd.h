@@ -1,8 +1,10 @@
-// SIMD vectors of float and 32-bit integers for one instruction set: 16 lanes (AVX-512), 8 (AVX2 + FMA) or 4 (portable).
+// SIMD vectors of float and 32-bit integers for one instruction set: 16 lanes (AVX-512), 8 (AVX2 + FMA) or 4
+// (portable).
 //
-// Built on GCC/Clang vector extensions, with intrinsics only where those have no operator (fma, sqrt, the high half of a
-// product). Every operation is exact or IEEE round-to-nearest, so a lane computes the same bits at every width.
-// Everything lives in namespace df::DF_ISA and is forced inline: code of one instruction set never serves another.
+// Built on GCC/Clang vector extensions, with intrinsics only where those have no operator (fma, sqrt, the
+// high half of a product). Every operation is exact or IEEE round-to-nearest, so a lane computes the same
+// bits at every width. Everything lives in namespace df::DF_ISA and is forced inline: code of one instruction
+// set never serves another.
 #pragma once
 #include "../noise.h"
 
@@ -85,7 +87,8 @@ DF_INLINE vf copysign(vf magnitude, vf sign) {
     return vf(vu(magnitude) | (vu(sign) & splat_bits(0x80000000u)));  // magnitude >= 0
 }
 
-// NaN in x comes back as NaN: a comparison with NaN is false, and the second operand is chosen (as vmaxps does).
+// NaN in x comes back as NaN: a comparison with NaN is false, and the second operand is chosen (as vmaxps
+// does).
 DF_INLINE vf max_keep_nan(vf floor, vf x) {
 #if defined(__AVX512F__)
     return _mm512_max_ps(floor, x);
@@ -147,7 +150,8 @@ DF_INLINE vf from_float16(vh h) {
     const vu bits = __builtin_convertvector(h, vu);
     const vu magnitude = bits & splat_bits(0x7fffu);
     vf x = vf(magnitude << 13) * splat(0x1p112f);
-    const vf infinite = vf((magnitude << 13) | splat_bits(0x7f800000u));  // infinity and NaN keep their mantissa
+    const vf infinite =
+        vf((magnitude << 13) | splat_bits(0x7f800000u));  // infinity and NaN keep their mantissa
     x = select(vi(magnitude) > vi(splat_bits(0x7bffu)), infinite, x);
     return vf(vu(x) | ((bits & splat_bits(0x8000u)) << 16));
 #endif
@@ -159,7 +163,8 @@ DF_INLINE vh to_float16(vf x) {  // round to nearest even, overflow to infinity
     return vh(_mm256_cvtps_ph(__m256(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
     const vu u = vu(x), magnitude = u & splat_bits(0x7fffffffu);
-    const vu normal = (magnitude + splat_bits(0xfffu) + ((magnitude >> 13) & splat_bits(1)) - splat_bits(112u << 23)) >> 13;
+    const vu normal =
+        (magnitude + splat_bits(0xfffu) + ((magnitude >> 13) & splat_bits(1)) - splat_bits(112u << 23)) >> 13;
     // Below 2^-14 adding 1/2 leaves the value, rounded to a multiple of 2^-24, in the low mantissa bits.
     const vu subnormal = vu(vf(magnitude) + splat(0.5f)) - splat_bits(0x3f000000u);
     vi h = vi(magnitude) < vi(splat_bits(113u << 23)) ? vi(subnormal) : vi(normal);

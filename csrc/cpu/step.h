@@ -1,5 +1,6 @@
-// One row's update on tensors in memory, (n, dim) with any dim: the same terms in the same order, and the same noise
-// bits, as the chain. A block of noise is drawn into the cache in element order, then one pass updates the block.
+// One row's update on tensors in memory, (n, dim) with any dim: the same terms in the same order, and the
+// same noise bits, as the chain. A block of noise is drawn into the cache in element order, then one pass
+// updates the block.
 #pragma once
 #include "chain.h"
 
@@ -14,7 +15,8 @@ constexpr int kBlockQuads = 512;  // a noise block: at most 2048 floats, 8 KB
 // Position of a quad: its index inside the sample, and the sample relative to `start`.
 struct QuadPosition {
     int64_t sample, quad;
-    QuadPosition(int64_t index, int64_t dim) : sample(index / ((dim + 3) / 4)), quad(index % ((dim + 3) / 4)) {}
+    QuadPosition(int64_t index, int64_t dim)
+        : sample(index / ((dim + 3) / 4)), quad(index % ((dim + 3) / 4)) {}
     int64_t element(int64_t dim) const { return sample * dim + 4 * quad; }
 };
 
@@ -30,11 +32,14 @@ struct QuadCursor {
           per_sample(uint32_t((dim + 3) / 4)),
           quad_stride(W % per_sample),
           sample_stride(W / per_sample) {
+        uint32_t quads[W], samples[W];
         for (int l = 0; l < W; ++l) {
             const uint64_t index = uint64_t(at.quad) + uint64_t(l);
-            quad[l] = uint32_t(index % per_sample);
-            sample[l] = uint32_t(index / per_sample);
+            quads[l] = uint32_t(index % per_sample);
+            samples[l] = uint32_t(index / per_sample);
         }
+        memcpy(&quad, quads, sizeof(quad));
+        memcpy(&sample, samples, sizeof(sample));
     }
 
     void counters(vu& lo, vu& hi) const {
@@ -52,7 +57,8 @@ struct QuadCursor {
 };
 
 // One or two elements per sample: only the Box-Muller pair that this step uses. z: W or 2 W floats.
-DF_INLINE void narrow_normals(uint64_t seed, uint32_t word, uint32_t component, vu lo, vu hi, int64_t dim, float* z) {
+DF_INLINE void narrow_normals(uint64_t seed, uint32_t word, uint32_t component, vu lo, vu hi, int64_t dim,
+                              float* z) {
     vu c[4] = {splat_bits(0), splat_bits(word), lo, hi};
     philox4x32_10<VectorLanes>(c, uint32_t(seed), uint32_t(seed >> 32));
     vf n[2];
@@ -67,11 +73,12 @@ DF_INLINE void narrow_normals(uint64_t seed, uint32_t word, uint32_t component, 
         for (int i = 0; i < 2; ++i) z[2 * l + i] = pair[i][l];
 }
 
-// Fills z with the normals of quads [begin, end), elements contiguous as in memory; z has room for 4 W floats beyond.
-// ahead(i) is called before elements i .. are drawn: some 100 ns a call in which memory can be fetched for free.
+// Fills z with the normals of quads [begin, end), elements contiguous as in memory; z has room for 4 W floats
+// beyond. ahead(i) is called before elements i .. are drawn: some 100 ns a call in which memory can be
+// fetched for free.
 template <class Ahead>
-static void fill_normals(uint64_t seed, uint64_t start, uint32_t word, uint32_t component, uint32_t substream, int64_t dim,
-                         int64_t begin, int64_t end, float* z, Ahead ahead) {
+static void fill_normals(uint64_t seed, uint64_t start, uint32_t word, uint32_t component, uint32_t substream,
+                         int64_t dim, int64_t begin, int64_t end, float* z, Ahead ahead) {
     const QuadPosition first(begin, dim);
     QuadCursor at(first, start, dim);
     const int32_t skipped = int32_t(4 * first.quad);  // elements of the first sample before `begin`
@@ -93,7 +100,8 @@ static void fill_normals(uint64_t seed, uint64_t start, uint32_t word, uint32_t 
             for (int i = 0; i < 4; ++i) whole[4 * l + i] = rows[i][l];
         if (whole != quads) continue;
         int32_t element[W];  // a sample's short last quad is overwritten by the next sample's first
-        const vu position = at.sample * splat_bits(uint32_t(dim)) + at.quad * splat_bits(4) - splat_bits(uint32_t(skipped));
+        const vu position =
+            at.sample * splat_bits(uint32_t(dim)) + at.quad * splat_bits(4) - splat_bits(uint32_t(skipped));
         memcpy(element, &position, sizeof(element));
         for (int l = 0; l < W; ++l) memcpy(z + element[l], quads + 4 * l, 16);
     }
@@ -105,7 +113,8 @@ static void noise(const NoiseArgs& a, int64_t begin, int64_t end) {
     alignas(64) float z[4 * kBlockQuads + 4 * W];
     for (int64_t q = begin; q < end; q += kBlockQuads) {
         const int64_t last = q + kBlockQuads < end ? q + kBlockQuads : end;
-        const int64_t from = QuadPosition(q, a.dim).element(a.dim), to = QuadPosition(last, a.dim).element(a.dim);
+        const int64_t from = QuadPosition(q, a.dim).element(a.dim),
+                      to = QuadPosition(last, a.dim).element(a.dim);
         fill_normals(a.seed, a.start, word, component, a.substream, a.dim, q, last, z, [](int64_t) {});
         memcpy(a.out + from, z, size_t(to - from) * sizeof(float));
     }
@@ -188,8 +197,8 @@ DF_INLINE void update_vector(const StepRow& r, uint32_t terms, const StepTensors
 
 // The last count % W elements go through a padded copy, so that both cases run the same code.
 template <class E>
-static void update_tail(const StepRow& r, uint32_t terms, const StepTensors<E>& t, int at, int left, const float* z,
-                        const float* scale) {
+static void update_tail(const StepRow& r, uint32_t terms, const StepTensors<E>& t, int at, int left,
+                        const float* z, const float* scale) {
     using T = typename E::T;
     T pad[8][W] = {};
     StepTensors<E> p = t;
@@ -241,10 +250,13 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
             });
         }
         if (a.uncond_output)
-            for (int i = 0; i < count; ++i) scale[i] = a.guidance_scale[(from + i) / a.dim * a.guidance_stride];
+            for (int i = 0; i < count; ++i)
+                scale[i] = a.guidance_scale[(from + i) / a.dim * a.guidance_stride];
         const float* zp = noisy ? z : nullptr;
-        // The plain ddpm/ddim row without history or clamp has its own loop: everything known, nothing tested.
-        const bool plain = !(a.terms & ~uint32_t(kTermA | kTermE | kTermS | kTermCin)) && !a.log_variance && t.F;
+        // The plain ddpm/ddim row without history or clamp has its own loop: everything known, nothing
+        // tested.
+        const bool plain =
+            !(a.terms & ~uint32_t(kTermA | kTermE | kTermS | kTermCin)) && !a.log_variance && t.F;
         int i = 0;
         if (plain && !t.uncond && zp) {
             const vf ra = splat(a.row.a), re = splat(a.row.e), rs = splat(a.row.s);
@@ -259,9 +271,12 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
 
 static void step(const StepArgs& a, int64_t begin, int64_t end) {
     switch (a.dtype) {
-        case Dtype::kFloat32: return step_blocks<Dtype::kFloat32>(a, begin, end);
-        case Dtype::kBfloat16: return step_blocks<Dtype::kBfloat16>(a, begin, end);
-        case Dtype::kFloat16: return step_blocks<Dtype::kFloat16>(a, begin, end);
+        case Dtype::kFloat32:
+            return step_blocks<Dtype::kFloat32>(a, begin, end);
+        case Dtype::kBfloat16:
+            return step_blocks<Dtype::kBfloat16>(a, begin, end);
+        case Dtype::kFloat16:
+            return step_blocks<Dtype::kFloat16>(a, begin, end);
     }
 }
 
