@@ -12,6 +12,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
 MAX_SAMPLES = 1 << 48  # sample indices are 48 bits of the Philox counter
@@ -90,6 +91,31 @@ def seed(name: str, value: Any) -> int:
         ).tolist()
         return low | high << 32
     return integer(name, value, 0, (1 << 64) - 1)
+
+
+def readable(name: str, tensor: torch.Tensor, accepted: str) -> torch.Tensor:
+    """A tensor whose values can be read: dense, and not on the meta device."""
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        raise bad_value(name, tensor, accepted)
+    return tensor
+
+
+def class_labels(name: str, labels: Any, n: int, high: int, accepted: str) -> torch.Tensor:
+    """(n,) integers of any kind in [0, high], as int64 on the CPU."""
+    if isinstance(labels, torch.Tensor):
+        labels = readable(name, labels.detach(), accepted).cpu()
+    try:
+        values = np.asarray(labels)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists; bfloat16
+        raise bad_type(name, labels, accepted) from None
+    if values.dtype.kind not in "iu" and (values.size or not isinstance(labels, (list, tuple))):
+        raise bad_type(name, labels, accepted)
+    if values.shape != (n,):
+        raise bad_value(name, labels, accepted)
+    wrong = values[(values < 0) | (values > high)]
+    if len(wrong):
+        raise bad_value(name, int(wrong[0]), accepted)
+    return torch.from_numpy(values.astype(np.int64))
 
 
 def sample_range(n: Any, start: Any) -> tuple[int, int]:

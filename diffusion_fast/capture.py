@@ -57,6 +57,10 @@ def network_time(t_index: Any, time_input: str, schedule: Schedule) -> Tensor:
         return ((t + 1).double() / schedule.n_steps).float()
     abar = schedule.alphas_cumprod.double()[t]
     sigma = torch.sqrt((1 - abar) / abar)
+    if not bool(torch.isfinite(sigma).all()):
+        raise _checks.bad_value(
+            "time_input", time_input, "one that is finite at every timestep of the schedule"
+        )
     return (sigma if time_input == "sigma" else torch.log(sigma) / 4).float()
 
 
@@ -98,10 +102,6 @@ def capture(
     times = network_time(list(timesteps), time_input, schedule)
     if not 1 <= len(times) <= MAX_TABLES:
         raise _checks.bad_value("timesteps", len(times), f"1 to {MAX_TABLES} of them")
-    if not bool(torch.isfinite(times.double()).all()):
-        raise _checks.bad_value(
-            "time_input", time_input, "one that is finite at every timestep of the schedule"
-        )
     device = next((tensor.device for _, tensor in _tensors(module)), torch.device("cpu"))
     times = times.to(device)
     # The caller's random state stays as it was, whatever the module draws.

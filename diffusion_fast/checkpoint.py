@@ -63,14 +63,17 @@ def save(
 
     Raises ValueError or TypeError for other arguments, OSError where the file cannot be written.
     """
-    target = Path(path)
+    target = _path(path)
     if MODEL_CLASSES.get(type(model).__name__) is not type(model):
         raise TypeError(f"model: got a {type(model).__name__}; accepted: a {' or '.join(MODEL_CLASSES)}")
     if not isinstance(schedule, NoiseSchedule):
         raise _checks.bad_type("schedule", schedule, "a NoiseSchedule")
     if standardiser is not None and not isinstance(standardiser, Standardiser):
         raise _checks.bad_type("standardiser", standardiser, "a Standardiser or None")
-    state = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        weights = _checks.readable(f"model.{name}", value.detach(), "weights with values")
+        state[f"model.{name}"] = weights.cpu().contiguous()
     state["schedule.betas"] = schedule.betas.detach().cpu().to(torch.float64)
     if standardiser is not None:
         state["standardiser.mean"] = standardiser.mean
@@ -101,7 +104,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     Raises FileNotFoundError, and ValueError, which names what is wrong, for a file of another format or
     version, cut short, with an unknown model class, missing, additional or misshapen tensors, or NaN in them.
     """
-    file = Path(path)
+    file = _path(path)
     if not file.is_file():
         raise FileNotFoundError(f"path: got {str(file)!r}, which is no file; accepted: a checkpoint file")
     try:
@@ -129,6 +132,12 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             f"written by save, format version {FORMAT_VERSION}"
         ) from error
     return Checkpoint(model.eval(), schedule, standardiser, header["metadata"])
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise _checks.bad_type("path", path, "a str or a path")
+    return Path(path)
 
 
 def _header(text: str | None) -> dict[str, Any]:

@@ -39,6 +39,7 @@ VARIANCE = "posterior"
 
 TORCH_SAMPLES = 1 << 16  # timed for plain torch, about four seconds on two cores
 TORCH_CHUNKS = (1024, 4096, 16384)
+TORCH_TRIAL_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,11 @@ def torch_samples_per_second(model: MLPDenoiser, schedule: NoiseSchedule) -> tup
     slower than one.
     """
     choices = [(chunk, threads) for chunk in TORCH_CHUNKS for threads in {1, torch.get_num_threads()}]
-    rates = [_torch_rate(model, schedule, max(TORCH_CHUNKS), *choice) for choice in choices]
+    short = NoiseSchedule(schedule.betas[:TORCH_TRIAL_STEPS])  # each step takes the same time
+    rates = [_torch_rate(model, short, max(TORCH_CHUNKS), *choice) for choice in choices]
     chunk, threads = choices[rates.index(max(rates))]
     rate = _torch_rate(model, schedule, TORCH_SAMPLES, chunk, threads)
-    return rate, f"scaled from {TORCH_SAMPLES:,}, at its best: chunks of {chunk:,}, {threads} threads"
+    return rate, f"scaled from {TORCH_SAMPLES:,}, at its best: chunks of {chunk:,}, {threads} thread(s)"
 
 
 def _torch_rate(model: MLPDenoiser, schedule: NoiseSchedule, n: int, chunk: int, threads: int) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffusion_fast import _checks, _cpu, threads
+from diffusion_fast import _checks, _cpu, _tensors, threads
 
 PURPOSES = {"step": 0, "initial": 1, "forward": 3}
 MAX_STEP = (1 << 28) - 1
@@ -45,7 +45,7 @@ def normal(
     Raises ValueError or TypeError naming the argument.
     """
     count, first, key, index, use = _check(n, dim, seed, step, purpose, start, substream)
-    out = torch.empty((count, dim), dtype=torch.float32)
+    out = _tensors.allocate((count, dim))
     _cpu.normal(out.data_ptr(), count, dim, first, key, index, use, substream, threads.resolve(None))
     return out
 

@@ -61,8 +61,11 @@ def reverse_step(
     if x.dtype not in _DTYPES or x.ndim < 1:
         raise _checks.bad_value("x", x, _ACCEPTED)
     n = x.shape[0]
-    if row.eval is False and model_output is not None:
-        raise _checks.bad_value("model_output", model_output, "None, for the row evaluates no network")
+    packed = row.packed
+    if not row.eval:
+        for name, tensor in (("model_output", model_output), ("uncond_output", uncond_output)):
+            if tensor is not None:
+                raise _checks.bad_value(name, tensor, "None, for the row evaluates no network")
     inputs = [
         _tensors.given("x", x, x.dtype, x.shape),
         _tensors.given("model_output", model_output, x.dtype, x.shape) if row.eval else None,
@@ -72,7 +75,7 @@ def reverse_step(
     variance = (
         None if log_variance is None else _tensors.given("log_variance", log_variance, x.dtype, x.shape)
     )
-    key, z = _noise(row, x, seed, noise, generator)
+    z = _given_noise(row, x, seed, noise, generator)
     position = _checks.integer("step", step, 0, MAX_STEP)
     _, first = _checks.sample_range(n, start)
     past = _history(history, row, x, [*inputs, variance, z])
@@ -83,9 +86,13 @@ def reverse_step(
         _tensors.output("out", out, x.dtype, x.shape, past, in_place=False)
     if x.numel() == 0:
         return result
+    # Drawn last: a refused call leaves the generator as it was.
+    if generator is not None and row.s != 0:
+        z = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+    key = 0 if seed is None else _checks.seed("seed", seed)
     h1, h2, h3 = [h.data_ptr() for h in past] + [0] * (3 - len(past))
     _cpu.reverse_step(
-        row.packed,
+        packed,
         row.terms,
         _DTYPES[x.dtype],
         result.data_ptr(),
@@ -122,7 +129,8 @@ def _guidance(uncond_output: Tensor | None, scale: Any, n: int) -> Tensor | None
     if isinstance(scale, Tensor):
         if scale.shape != (n,) or scale.dtype != torch.float32 or scale.device.type != "cpu":
             raise _checks.bad_value("guidance_scale", scale, accepted)
-        return _checks.finite("guidance_scale", scale.detach().contiguous())
+        _tensors.no_gradient("guidance_scale", scale)
+        return _checks.finite("guidance_scale", scale.contiguous())
     if scale is None:
         raise _checks.bad_value("guidance_scale", scale, accepted)
     return torch.tensor([_checks.real("guidance_scale", scale)], dtype=torch.float32)
@@ -140,21 +148,15 @@ def _history(history: Any, row: StepRow, x: Tensor, inputs: list[Tensor | None])
     return list(history)
 
 
-def _noise(row: StepRow, x: Tensor, seed: Any, noise: Any, generator: Any) -> tuple[int, Tensor | None]:
-    """(seed, normals or None): the one source that was named."""
+def _given_noise(row: StepRow, x: Tensor, seed: Any, noise: Any, generator: Any) -> Tensor | None:
+    """The normals given, None for another source; at most one may be named, and a noisy row needs one."""
     sources = [k for k, v in {"seed": seed, "noise": noise, "generator": generator}.items() if v is not None]
     if len(sources) > 1:
         raise _checks.bad_value(sources[1], f"{' and '.join(sources)} together", "one source of noise")
-    if noise is not None:
-        return 0, _tensors.given("noise", noise, x.dtype, x.shape)
-    if generator is not None:
-        if not isinstance(generator, torch.Generator):
-            raise _checks.bad_type("generator", generator, "a torch.Generator")
-        if row.s == 0:
-            return 0, None
-        return 0, torch.randn(x.shape, dtype=x.dtype, generator=generator)
-    if seed is not None:
-        return _checks.seed("seed", seed), None
-    if row.s != 0:
+    if not sources and row.s != 0:
         raise _checks.bad_value("seed", seed, "seed, noise or generator, for a row that adds noise")
-    return 0, None
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise _checks.bad_type("generator", generator, "a torch.Generator")
+    if seed is not None and not isinstance(seed, torch.Generator):
+        _checks.seed("seed", seed)
+    return None if noise is None else _tensors.given("noise", noise, x.dtype, x.shape)

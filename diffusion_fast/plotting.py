@@ -68,18 +68,20 @@ def loss_curve(history: TrainingHistory) -> Figure:
 def _histograms(sets: list[tuple[str, np.ndarray, str]], limits: tuple[float, float], name: str) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
+    width = (limits[1] - limits[0]) / BINS
     for label, rows, color in sets:
         axes.hist(
             rows[:, 0],
             bins=BINS,
             range=limits,
-            density=True,
+            # density=True would hide the samples that lie outside of the range.
+            weights=np.full(len(rows), 1 / (len(rows) * width)),
             histtype="step",
             linewidth=1.5,
             color=color,
             label=label,
         )
-    axes.set(xlabel=name, ylabel="density")
+    axes.set(xlabel=name, ylabel="density", xlim=limits)
     axes.legend(frameon=False)
     return figure
 

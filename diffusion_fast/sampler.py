@@ -7,7 +7,7 @@ size and number of threads.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,7 @@ class Sampler:
             solver, schedule, steps=steps, prediction_type=prediction_type, clip=clip, **solver_options
         )
         self.table = _with_guidance(table, self.guidance)
+        self._times = capture.network_time(table.table_timesteps, time_input, schedule)
         self.backend = backend
         self.plan: plan.Plan | None = None
         self._notes: list[str] = []
@@ -135,7 +136,8 @@ class Sampler:
         model's weights have changed since the sampler was made.
         """
         count, first = _checks.sample_range(n, start)
-        key = _checks.seed("seed", seed)
+        if not isinstance(seed, torch.Generator):
+            _checks.seed("seed", seed)
         workers = resolve_threads(threads)
         _checks.flag("return_trajectory", return_trajectory)
         _checks.flag("progress", progress)
@@ -149,6 +151,7 @@ class Sampler:
             target = _tensors.allocate(shape)
         else:
             target = _tensors.output("out", out, torch.float32, shape, [begin, z], in_place=False)
+        key = _checks.seed("seed", seed)  # drawn last: a refused call leaves the generator as it was
         if count:
             run = self._run_native if self._program is not None else self._run_module
             report = tqdm(total=count, unit="sample", unit_scale=True) if progress else None
@@ -172,9 +175,12 @@ class Sampler:
         for name in ("out", "x_T", "noise"):
             if name in options:
                 raise _checks.bad_value(name, options[name], "nothing here: call sample for each chunk")
-        key = _checks.seed("seed", options.pop("seed", 0))
+        seed = options.pop("seed", 0)
         y = self._labels(options.pop("labels", None), count)
-        self.sample(0, **options)  # checks the rest
+        # checks the rest; with the labels of no sample, for a guided sampler wants some
+        self.sample(0, labels=y[:0] if isinstance(y, Tensor) else y, **options)
+
+        key = _checks.seed("seed", seed)
 
         def chunks() -> Iterator[Tensor]:
             for at in range(0, count, size):
@@ -198,6 +204,11 @@ class Sampler:
         if self.guidance is not None:
             head.append(f"guidance: u + {self.guidance:g} (c - u), two evaluations a row")
         return "\n".join(head + [f"  {line}" for line in self._notes])
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if "_fingerprint" in vars(self):  # the last that __init__ sets
+            raise AttributeError(f"{key}: a Sampler is immutable")
+        super().__setattr__(key, value)
 
     def __repr__(self) -> str:
         return f"Sampler({type(self.model).__name__}, {self.table!r}, backend={self.backend!r})"
@@ -226,8 +237,7 @@ class Sampler:
     def _run_module(self, target: Tensor, call: Call) -> None:
         step = reference.reverse_step_ref if self.backend == "torch" else ops.reverse_step
         null = self.n_classes if self.guidance is not None else None
-        times = capture.network_time(self.table.table_timesteps, self.time_input, self.schedule)
-        bad = run_module(self.model, self.table, times, self.shape, call, target, step, null)
+        bad = run_module(self.model, self.table, self._times, self.shape, call, target, step, null)
         _warn_not_finite(len(bad), call.n, bad[:8])
 
     # ---- checks at call time
@@ -245,22 +255,14 @@ class Sampler:
             return self.n_classes
         if not isinstance(labels, (Tensor, np.ndarray, list, tuple)):
             return _checks.integer("labels", labels, 0, self.n_classes)
-        try:
-            y = torch.as_tensor(labels)
-        except (TypeError, ValueError, RuntimeError):
-            raise _checks.bad_type("labels", labels, accepted) from None
-        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-            raise _checks.bad_type("labels", labels, accepted)
-        if y.shape != (n,) or y.device.type != "cpu":
-            raise _checks.bad_value("labels", labels, accepted)
-        if n and not 0 <= int(y.min()) <= int(y.max()) <= self.n_classes:
-            wrong = y[(y < 0) | (y > self.n_classes)][0]
-            raise _checks.bad_value("labels", int(wrong), accepted)
-        return y.to(torch.int32).contiguous()
+        return _checks.class_labels("labels", labels, n, self.n_classes, accepted).to(torch.int32)
 
     def _check_weights(self) -> None:
-        if self.model.training:
-            raise _checks.bad_value("model", "a module in train mode", "one in eval mode: call model.eval()")
+        # The kernel runs what was captured; a part switched to train mode since then matters to torch alone.
+        _check_eval_mode([self.model] if self._program is not None else self.model.modules())
+        self._check_fingerprint()
+
+    def _check_fingerprint(self) -> None:
         if self._program is not None and capture.weights_fingerprint(self.model) != self._fingerprint:
             raise RuntimeError(
                 "model: its weights have changed since this Sampler was made from them; make a new Sampler"
@@ -269,6 +271,7 @@ class Sampler:
     # ---- pickling: the packed program is rebuilt from the plan
 
     def __getstate__(self) -> dict[str, Any]:
+        self._check_fingerprint()  # the copy takes its own, and would not notice
         return {k: v for k, v in vars(self).items() if k not in ("_program", "_fingerprint")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -292,8 +295,7 @@ def sample(model: nn.Module, schedule: NoiseSchedule, n: int, **options: Any) ->
 def _check_model(model: Any, schedule: Any) -> None:
     if not isinstance(model, nn.Module):
         raise _checks.bad_type("model", model, "a torch.nn.Module")
-    if model.training:
-        raise _checks.bad_value("model", "a module in train mode", "one in eval mode: call model.eval()")
+    _check_eval_mode(model.modules())
     if not isinstance(schedule, NoiseSchedule):
         raise _checks.bad_type("schedule", schedule, "a NoiseSchedule")
     limit = getattr(model, "n_steps", None)
@@ -304,17 +306,31 @@ def _check_model(model: Any, schedule: Any) -> None:
             raise _checks.bad_value("model", f"{name} on {tensor.device}", "a module on the CPU: model.cpu()")
         if tensor.is_floating_point():
             _checks.finite(f"model.{name}", tensor.detach())
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise _checks.bad_value(f"model.{name}", parameter, "float32 weights: model.float()")
+
+
+def _check_eval_mode(parts: Iterable[nn.Module]) -> None:
+    for part in parts:
+        if part.training:
+            given = f"{type(part).__name__} in train mode"
+            raise _checks.bad_value("model", given, "one in eval mode: call model.eval()")
 
 
 def _sample_shape(model: nn.Module, shape: Any) -> tuple[int, ...]:
-    given = getattr(model, "shape", None) if shape is None else shape
+    own = getattr(model, "shape", None)
+    given = own if shape is None else shape
     if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
         given = (given,)
     if not isinstance(given, (tuple, list, torch.Size)) or not given:
         raise _checks.bad_type(
             "shape", given, "the shape of one sample, a tuple of positive integers such as (3,)"
         )
-    return tuple(_checks.integer("shape", size, 1, 1 << 32) for size in given)
+    sizes = tuple(_checks.integer("shape", size, 1, 1 << 32) for size in given)
+    if isinstance(own, tuple) and sizes != own:
+        raise _checks.bad_value("shape", sizes, f"the model's own {own}")
+    return sizes
 
 
 def _class_count(model: nn.Module, n_classes: Any) -> int:
@@ -336,11 +352,10 @@ def _guidance(scale: Any, weight: Any, n_classes: int) -> float | None:
     if not n_classes:
         name, given = ("guidance_scale", scale) if weight is None else ("guidance_weight", weight)
         raise _checks.bad_value(name, given, "None, for the model has no classes (n_classes)")
-    return (
-        _checks.real("guidance_scale", scale)
-        if weight is None
-        else 1 + _checks.real("guidance_weight", weight)
-    )
+    top = 1e38  # that float32 holds, and twice over for the products
+    if weight is None:
+        return _checks.real("guidance_scale", scale, -top, top)
+    return 1 + _checks.real("guidance_weight", weight, -top, top)
 
 
 def _with_guidance(table: StepTable, guidance: float | None) -> StepTable:

@@ -221,6 +221,7 @@ def _as_float64(betas: Any) -> np.ndarray:
     if isinstance(betas, torch.Tensor):
         if betas.requires_grad:
             raise _checks.bad_value("betas", betas, "a tensor that does not require grad")
+        betas = _checks.readable("betas", betas, accepted)
         betas = betas.cpu().double().numpy() if betas.dtype.is_floating_point else betas.cpu().numpy()
     try:
         array = np.asarray(betas)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_fast import _checks
 from diffusion_fast.noise import normal
 from diffusion_fast.solvers.table import StepRow, StepTable
 
@@ -93,9 +94,18 @@ def _evaluate(
         return None, {}
     t = times[row.table].expand(len(u))
     if labels is None:
-        return model(u, t), {}
-    F = model(u, t, labels)
+        return _like(u, model(u, t)), {}
+    F = _like(u, model(u, t, labels))
     if null_class is None:
         return F, {}
-    unconditional = model(u, t, torch.full_like(labels, null_class))
+    unconditional = _like(u, model(u, t, torch.full_like(labels, null_class)))
     return F, {"uncond_output": unconditional, "guidance_scale": row.guidance}
+
+
+def _like(u: Tensor, output: Any) -> Tensor:
+    """The module's output, if it is what a step takes: a single column, say, would broadcast unseen."""
+    if not isinstance(output, Tensor):
+        raise _checks.bad_type("model", output, f"one that returns a tensor of shape {tuple(u.shape)}")
+    if output.shape != u.shape or output.dtype != u.dtype:
+        raise _checks.bad_value("model", output, f"one that returns {u.dtype} of shape {tuple(u.shape)}")
+    return output

@@ -314,7 +314,8 @@ def _trainable(model: nn.Module) -> list[Tensor]:
     if not isinstance(model, nn.Module):
         raise _checks.bad_type("model", model, "a torch.nn.Module")
     for name, parameter in model.named_parameters():
-        _checks.finite(f"model.{name}", parameter.detach())
+        readable = _checks.readable(f"model.{name}", parameter.detach(), "weights with values")
+        _checks.finite(f"model.{name}", readable)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model: got one without trainable parameters; accepted: a module that has some")
@@ -331,15 +332,8 @@ def _training_rows(model: nn.Module, data: Any, labels: Any) -> _Rows:
     if n_classes is None:
         raise _checks.bad_value("labels", labels, "None, for the model has no classes")
     accepted = f"({len(x)},) integers from 0 to {n_classes - 1}, one per row of data"
-    try:
-        y = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _checks.bad_type("labels", labels, accepted) from error
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise _checks.bad_type("labels", labels, accepted)
-    if y.shape != x.shape[:1] or int(y.min()) < 0 or int(y.max()) >= n_classes:
-        raise _checks.bad_value("labels", labels, accepted)
-    return _Rows(x, y.to(x.device, torch.int64))
+    y = _checks.class_labels("labels", labels, len(x), n_classes - 1, accepted)
+    return _Rows(x, y.to(x.device))
 
 
 def _clean(name: str, data: Any, model: nn.Module) -> Tensor:
@@ -349,7 +343,7 @@ def _clean(name: str, data: Any, model: nn.Module) -> Tensor:
         raise _checks.bad_type(name, data, accepted + ", or a Dataset")
     if isinstance(data, np.ndarray) and data.dtype.kind not in "fiub":
         raise _checks.bad_type(name, data, accepted)
-    rows = torch.as_tensor(data)
+    rows = _checks.readable(name, torch.as_tensor(data), accepted)
     if rows.is_complex():
         raise _checks.bad_type(name, data, accepted)
     if rows.requires_grad:

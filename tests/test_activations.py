@@ -91,9 +91,9 @@ MP: dict[str, Callable[[Any], Any]] = {
 
 def inputs() -> np.ndarray:
     rng = np.random.default_rng(0)
-    dense = np.linspace(-12, 12, 1_500_001)
+    dense = np.linspace(-12, 12, 800_001)
     tails = np.linspace(-110, 110, 300_001)
-    patterns = rng.integers(0, 2**32, 1_000_000, dtype=np.uint32).view(np.float32)
+    patterns = rng.integers(0, 2**32, 500_000, dtype=np.uint32).view(np.float32)
     near_zero = rng.standard_normal(200_000) * 10.0 ** rng.uniform(-8, 0, 200_000)
     x = np.concatenate([dense, tails, near_zero]).astype(np.float32)
     return np.concatenate([x, patterns[np.isfinite(patterns)], edges()])

@@ -108,6 +108,33 @@ def linear_plan(weights: list[Any], **columns: Any) -> Plan:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("n", [1, 5, 16, 33, 48])
+def test_order_of_the_sum(isa: str, n: int) -> None:
+    """Bias, then step table, then class table, then the products with k ascending, one fma for each."""
+    big = 2.0**25  # big + 1 is big in float32
+    products = np.zeros((20, 3), np.float32)
+    bias, step, label = np.zeros(20, np.float32), np.zeros((1, 20), np.float32), np.zeros((1, 20), np.float32)
+    products[0] = big, -big, 1  # 1: the first two cancel before the last is added
+    products[1], bias[1] = (big, -big, 0), 1  # 0: the bias is there first and lost
+    bias[2], step[0, 2], label[0, 2] = big, -big, 1  # 1
+    bias[3], step[0, 3], label[0, 3] = 1, big, -big  # 0
+    products[4], label[0, 4] = (big, -big, 0), 1  # 0
+    products[5], bias[5] = (1 + 2.0**-12, 0, 0), -(1 + 2.0**-11)  # 2^-24 with x = 1 + 2^-12: one rounding
+    pick = np.zeros((3, 20), np.float32)
+    for row, columns in zip(pick, ((0, 1), (2, 3, 4), (5,)), strict=True):
+        row[list(columns)] = 1
+    layers = (LinearOp(0, 1, products, bias, step, label), LinearOp(1, 2, pick))
+    plan = build_plan(one_row(), TileProgram(3, layers, 2, 1, n_classes=1))
+    x_T = np.tile(np.array([1 + 2.0**-12, 1, 1], np.float32), (n, 1))
+    x_T[:, 0] = 1
+    for labels in (0, np.zeros(n)):
+        got = run(plan, n, isa=isa, labels=labels, x_T=x_T)
+        assert got[:, :2].tolist() == [[1, 1]] * n
+    x_T[:, 0] = 1 + 2.0**-12
+    assert run(plan, n, isa=isa, labels=0, x_T=x_T)[:, 2].tolist() == [2.0**-24] * n
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_overflow_is_counted_and_stays_in_its_sample(isa: str, threads: int) -> None:
     """Finite weights whose products overflow: infinity where the sum is, NaN where infinities cancel."""

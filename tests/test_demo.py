@@ -78,12 +78,21 @@ def test_pictures_show_both_sets_on_the_data_s_axes(tmp_path, dim, panels):
     assert len(figure.axes) == panels
     limits = [axes.get_xlim() for axes in figure.axes]
     assert max(abs(np.ravel(limits))) < 2 * np.abs(data).max()
+    for low, high in limits:
+        assert low < data[:, 0].min() <= data[:, 0].max() < high
     figure.savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 5000
     with pytest.raises(ValueError, match=r"^samples: got"):
         compare_samples(np.zeros((5, dim + 1)), data)
     with pytest.raises(ValueError, match=r"^columns: got"):
         compare_samples(data, data, columns=["x"] * (dim + 1))
+
+
+def test_a_histogram_does_not_hide_samples_out_of_range():
+    data = np.linspace(0, 1, 1000)[:, None]
+    samples = np.concatenate([data, np.full((3000, 1), 50.0)])
+    real, drawn = (patch.get_xy() for patch in compare_samples(samples, data).axes[0].patches)
+    assert drawn[:, 1].max() == pytest.approx(real[:, 1].max() / 4)
 
 
 def test_loss_curve_draws_what_the_history_holds():

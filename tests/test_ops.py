@@ -307,17 +307,25 @@ def test_out_may_be_any_one_of_the_inputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x", "model_output", "noise", "uncond_output", "log_variance", "history"])
-@pytest.mark.parametrize("shift", [-3, 5])
+@pytest.mark.parametrize("shift", [-59, -3, 5, 59])
 def test_a_shifted_overlap_is_refused(name: str, shift: int) -> None:
-    memory = torch.randn(200)
+    memory = torch.randn(300)
     values: dict[str, Any] = {
         key: torch.randn(12, 5) for key in ("x", "model_output", "noise", "uncond_output", "log_variance")
     }
     values["history"] = [torch.randn(12, 5)]
-    inside = memory[50:110].view(12, 5)
+    inside = memory[100:160].view(12, 5)
     values[name] = [inside] if name == "history" else inside
-    out = memory[50 + shift : 110 + shift].view(12, 5)
+    out = memory[100 + shift : 160 + shift].view(12, 5)
     before = memory.clone()
     with pytest.raises(ValueError, match=r"out: got .*; accepted: memory"):
         reverse_step(row=made_row(**{**FULL, "c2": 0, "c3": 0}), guidance_scale=2.0, out=out, **values)
     assert torch.equal(memory, before)
+
+
+def test_neighbours_do_not_overlap() -> None:
+    memory = torch.randn(180)
+    before, x, after = (memory[60 * i : 60 * i + 60].view(12, 5) for i in range(3))
+    want = reverse_step(x, x, ROW, seed=1)
+    for out in (before, after):
+        assert torch.equal(reverse_step(x, x, ROW, seed=1, out=out), want)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import diffusion_fast as df
-from diffusion_fast import reference
+from diffusion_fast import _checks, reference
+from diffusion_fast.torch_chain import MODULE_CHUNK
 
 T = 40
 SCHEDULE = df.NoiseSchedule.linear(n_steps=T, beta_start=1e-3, beta_end=0.15)
@@ -340,6 +341,8 @@ def test_a_generator_gives_one_seed_per_call(sampler: df.Sampler) -> None:
     assert torch.equal(*first) and not torch.equal(first[0], sampler.sample(5, seed=generators[0]))
     streamed = torch.cat(list(sampler.stream(5, 2, seed=generators[2])))
     assert torch.equal(streamed, first[0])
+    seeds = {_checks.seed("seed", generators[0]) for _ in range(20)}
+    assert len(seeds) == len({s >> 32 for s in seeds}) == len({s % 2**32 for s in seeds}) == 20  # all 64 bits
 
 
 def test_stream_slices_labels(conditional: df.Sampler) -> None:
@@ -406,6 +409,17 @@ def test_the_trajectory_is_the_chain_row_by_row(sampler: df.Sampler) -> None:
             F = sampler.model(path[i], torch.full((10,), int(row.timestep)))
             want = df.ops.reverse_step(path[i], F, row, seed=1, step=i)
             torch.testing.assert_close(path[i + 1], want, rtol=1e-5, atol=1e-6)
+
+
+def test_torch_takes_large_batches_in_parts() -> None:
+    """More samples than one call of the module takes: each keeps its own noise and label."""
+    model, n = make_model(N_CLASSES, hidden=(8,)), 2 * MODULE_CHUNK + 40
+    labels, x_T = torch.arange(n) % 5, torch.randn(n, 3)
+    want, got = (
+        df.Sampler(model, SCHEDULE, backend=backend, steps=3).sample(n, labels=labels, x_T=x_T, start=9)
+        for backend in ("native", "torch")
+    )
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])

@@ -185,7 +185,7 @@ double fma_peak(const Kernels& kernels, int threads, double seconds) {
     double best = 0.0;
     for (int chains : candidates) {
         const auto begin = Clock::now();
-        int64_t iterations = 1 << 16;
+        int64_t iterations = 1 << 20;
         while (Clock::now() - begin < std::chrono::duration<double>(seconds / 3)) {
             std::vector<double> count(size_t(threads), 0.0);
             const auto start = Clock::now();

@@ -37,7 +37,7 @@ def resolve_timesteps(n_train: int, steps: Any, spacing: Any, timesteps: Any) ->
 def _explicit(n_train: int, timesteps: Any) -> np.ndarray:
     accepted = f"a strictly descending list of integers from 0 to {n_train - 1}"
     if isinstance(timesteps, torch.Tensor):
-        timesteps = timesteps.cpu().numpy()
+        timesteps = _checks.readable("timesteps", timesteps, accepted).cpu().numpy()
     try:
         values = np.asarray(timesteps)
     except ValueError:  # ragged lists

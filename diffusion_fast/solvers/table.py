@@ -34,6 +34,7 @@ ROW_DTYPE = np.dtype(
     + [("table", "<u4"), ("flags", "<u4"), ("guidance", "<f4"), ("reserved", "<u4", (2,))]
 )
 assert ROW_DTYPE.itemsize == 64
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _PACK = struct.Struct("<11fIIf2I").pack
 
 EVAL, PUSH = 1, 2  # bits of flags
@@ -64,7 +65,21 @@ class StepRow:
 
     @cached_property
     def packed(self) -> bytes:
-        """The row in ROW_DTYPE's 64 bytes, as the kernels take it."""
+        """The row in ROW_DTYPE's 64 bytes, as the kernels take it.
+
+        Raises ValueError for a row made by hand that no table could hold.
+        """
+        for name in (*COEFFICIENTS, "guidance"):
+            value = getattr(self, name)
+            finite = abs(value) <= _FLOAT32_MAX if name != "clip" else value > 0  # NaN compares false
+            if not finite:
+                accepted = "a finite float32 number; clip: above 0, inf for none"
+                raise _checks.bad_value(f"row.{name}", value, accepted)
+            used = value != _NEUTRAL.get(name, 0.0)
+            if name != "guidance" and used and not self.terms & TERM_BITS[name]:
+                accepted = f"{_NEUTRAL.get(name, 0.0)}, or terms with the bit TERM_BITS[{name!r}]"
+                raise _checks.bad_value(f"row.{name}", value, accepted)
+        _checks.integer("row.table", self.table, 0, MAX_ROWS - 1)
         flags = EVAL * self.eval | PUSH * self.push
         return _PACK(*(getattr(self, name) for name in COEFFICIENTS), self.table, flags, self.guidance, 0, 0)
 
