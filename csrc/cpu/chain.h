@@ -6,6 +6,7 @@
 // vector.
 #pragma once
 #include "linear.h"
+#include "wide.h"
 
 namespace df::DF_ISA {
 
@@ -134,14 +135,14 @@ struct TilePath {
     }
 
     void normals(uint32_t word, float* z) const {
-        for (int v = 0; v < V; ++v) {
-            vu lo, hi;
-            sample_words(a.start + uint64_t(first + v * W), lo, hi);
-            for (int q = 0; 4 * q < a.program.dim; ++q) {
-                vf n[4];
-                normal4<VectorLanes>(a.seed, splat_bits(uint32_t(q)), word, lo, hi, n);
-                for (int i = 0; i < 4; ++i) store(z + (4 * q + i) * S + v * W, n[i]);
-            }
+        using L = WideLanes<V>;
+        typename L::U lo, hi;
+        for (int v = 0; v < V; ++v) sample_words(a.start + uint64_t(first + v * W), lo.v[v], hi.v[v]);
+        for (int q = 0; 4 * q < a.program.dim; ++q) {
+            typename L::F n[4];
+            normal4<L>(a.seed, L::splat_bits(uint32_t(q)), word, lo, hi, n);
+            for (int i = 0; i < 4; ++i)
+                for (int v = 0; v < V; ++v) store(z + (4 * q + i) * S + v * W, n[i].v[v]);
         }
     }
 

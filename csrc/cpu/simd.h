@@ -208,11 +208,14 @@ struct VectorLanes {
         lo = vu(_mm256_blend_epi32(even, _mm256_shuffle_epi32(odd, 0xB1), 0xAA));
         hi = vu(_mm256_blend_epi32(_mm256_shuffle_epi32(even, 0xB1), odd, 0xAA));
 #else
+        uint32_t h[W], l[W];
         for (int i = 0; i < W; ++i) {
             const uint64_t p = uint64_t(a[i]) * b;
-            lo[i] = uint32_t(p);
-            hi[i] = uint32_t(p >> 32);
+            l[i] = uint32_t(p);
+            h[i] = uint32_t(p >> 32);
         }
+        memcpy(&hi, h, sizeof(hi));
+        memcpy(&lo, l, sizeof(lo));
 #endif
     }
 };

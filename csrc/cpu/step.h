@@ -20,9 +20,12 @@ struct QuadPosition {
     int64_t element(int64_t dim) const { return sample * dim + 4 * quad; }
 };
 
-// The counters of W consecutive quads, moved on W quads at a time without a division.
+constexpr int kWide = 4;            // vectors of quads drawn side by side
+constexpr int kAtOnce = kWide * W;  // quads drawn side by side
+
+// The counters of kAtOnce consecutive quads, moved on as many at a time without a division.
 struct QuadCursor {
-    vu quad, sample;  // sample relative to the first one's
+    vu quad[kWide], sample[kWide];  // sample relative to the first one's
     const vu first_lo, first_hi;
     const uint32_t per_sample, quad_stride, sample_stride;
 
@@ -30,92 +33,109 @@ struct QuadCursor {
         : first_lo(splat_bits(uint32_t(start + uint64_t(at.sample)))),
           first_hi(splat_bits(uint32_t((start + uint64_t(at.sample)) >> 32))),
           per_sample(uint32_t((dim + 3) / 4)),
-          quad_stride(W % per_sample),
-          sample_stride(W / per_sample) {
-        uint32_t quads[W], samples[W];
-        for (int l = 0; l < W; ++l) {
+          quad_stride(kAtOnce % per_sample),
+          sample_stride(kAtOnce / per_sample) {
+        uint32_t quads[kAtOnce], samples[kAtOnce];
+        for (int l = 0; l < kAtOnce; ++l) {
             const uint64_t index = uint64_t(at.quad) + uint64_t(l);
             quads[l] = uint32_t(index % per_sample);
             samples[l] = uint32_t(index / per_sample);
         }
-        memcpy(&quad, quads, sizeof(quad));
-        memcpy(&sample, samples, sizeof(sample));
+        memcpy(quad, quads, sizeof(quad));
+        memcpy(sample, samples, sizeof(sample));
     }
 
-    void counters(vu& lo, vu& hi) const {
-        lo = first_lo + sample;
-        hi = first_hi + (vu(lo < first_lo) & splat_bits(1));  // the carry
+    void counters(WideLanes<kWide>::U& q, WideLanes<kWide>::U& lo, WideLanes<kWide>::U& hi) const {
+        for (int k = 0; k < kWide; ++k) {
+            q.v[k] = quad[k];
+            lo.v[k] = first_lo + sample[k];
+            hi.v[k] = first_hi + (vu(lo.v[k] < first_lo) & splat_bits(1));  // the carry
+        }
     }
 
     void advance() {
-        quad += splat_bits(quad_stride);
-        sample += splat_bits(sample_stride);
-        const vu wrapped = vu(quad >= splat_bits(per_sample));
-        quad -= wrapped & splat_bits(per_sample);
-        sample -= wrapped;  // minus (-1)
+        for (int k = 0; k < kWide; ++k) {
+            quad[k] += splat_bits(quad_stride);
+            sample[k] += splat_bits(sample_stride);
+            const vu wrapped = vu(quad[k] >= splat_bits(per_sample));
+            quad[k] -= wrapped & splat_bits(per_sample);
+            sample[k] -= wrapped;  // minus (-1)
+        }
     }
 };
 
-// One or two elements per sample: only the Box-Muller pair that this step uses. z: W or 2 W floats.
-DF_INLINE void narrow_normals(uint64_t seed, uint32_t word, uint32_t component, vu lo, vu hi, int64_t dim,
-                              float* z) {
-    vu c[4] = {splat_bits(0), splat_bits(word), lo, hi};
-    philox4x32_10<VectorLanes>(c, uint32_t(seed), uint32_t(seed >> 32));
-    vf n[2];
+// One or two elements per sample: only the Box-Muller pair that this step uses. z: kAtOnce rows of 1 or 2
+// floats.
+DF_INLINE void narrow_normals(uint64_t seed, uint32_t word, uint32_t component, const WideLanes<kWide>::U& lo,
+                              const WideLanes<kWide>::U& hi, int64_t dim, float* z) {
+    using L = WideLanes<kWide>;
+    L::U c[4] = {L::splat_bits(0), L::splat_bits(word), lo, hi};
+    philox4x32_10<L>(c, uint32_t(seed), uint32_t(seed >> 32));
+    L::F n[2];
     if (component < 2)
-        box_muller<VectorLanes>(c[0], c[1], n[0], n[1]);
+        box_muller<L>(c[0], c[1], n[0], n[1]);
     else
-        box_muller<VectorLanes>(c[2], c[3], n[0], n[1]);
-    if (dim == 1) return store(z, component & 1 ? n[1] : n[0]);
-    float pair[2][W];
-    for (int i = 0; i < 2; ++i) store(pair[i], n[i]);
-    for (int l = 0; l < W; ++l)
-        for (int i = 0; i < 2; ++i) z[2 * l + i] = pair[i][l];
+        box_muller<L>(c[2], c[3], n[0], n[1]);
+    for (int k = 0; k < kWide; ++k) {
+        const vf pair[2] = {n[0].v[k], n[1].v[k]};
+        if (dim == 1)
+            store(z + k * W, component & 1 ? pair[1] : pair[0]);
+        else
+            interleave<2>(pair, z + 2 * k * W);
+    }
 }
 
-// Fills z with the normals of quads [begin, end), elements contiguous as in memory; z has room for 4 W floats
-// beyond. ahead(i) is called before elements i .. are drawn: some 100 ns a call in which memory can be
-// fetched for free.
+// Fills z with the normals of quads [begin, end), elements contiguous as in memory; z has room for 4 kAtOnce
+// floats beyond. ahead(i, n) is called before elements i .. i + n - 1 are drawn: some 100 ns in which memory
+// can be fetched.
 template <class Ahead>
 static void fill_normals(uint64_t seed, uint64_t start, uint32_t word, uint32_t component, uint32_t substream,
                          int64_t dim, int64_t begin, int64_t end, float* z, Ahead ahead) {
+    using L = WideLanes<kWide>;
     const QuadPosition first(begin, dim);
     QuadCursor at(first, start, dim);
-    const int32_t skipped = int32_t(4 * first.quad);  // elements of the first sample before `begin`
-    for (int64_t q = begin; q < end; q += W, at.advance()) {
-        ahead((q - begin) * (dim < 4 ? dim : 4));
-        vu lo, hi;
-        at.counters(lo, hi);
-        hi |= splat_bits(substream << 16);
+    const uint32_t skipped = uint32_t(4 * first.quad);  // elements of the first sample before `begin`
+    const int64_t width = dim < 4 ? dim : 4;            // floats of a quad, at most
+    for (int64_t q = begin; q < end; q += kAtOnce, at.advance()) {
+        ahead((q - begin) * width, kAtOnce * width);
+        L::U quad, lo, hi;
+        at.counters(quad, lo, hi);
+        hi = hi | L::splat_bits(substream << 16);
         if (dim <= 2) {
             narrow_normals(seed, word, component, lo, hi, dim, z + (q - begin) * dim);
             continue;
         }
-        vf n[4];
-        normal4<VectorLanes>(seed, at.quad, word, lo, hi, n);
-        float rows[4][W], quads[4 * W];
-        for (int i = 0; i < 4; ++i) store(rows[i], n[i]);
-        float* whole = dim % 4 == 0 ? z + 4 * (q - begin) : quads;
-        for (int l = 0; l < W; ++l)
-            for (int i = 0; i < 4; ++i) whole[4 * l + i] = rows[i][l];
-        if (whole != quads) continue;
-        int32_t element[W];  // a sample's short last quad is overwritten by the next sample's first
-        const vu position =
-            at.sample * splat_bits(uint32_t(dim)) + at.quad * splat_bits(4) - splat_bits(uint32_t(skipped));
-        memcpy(element, &position, sizeof(element));
-        for (int l = 0; l < W; ++l) memcpy(z + element[l], quads + 4 * l, 16);
+        L::F n[4];
+        normal4<L>(seed, quad, word, lo, hi, n);
+        for (int k = 0; k < kWide; ++k) {
+            const vf rows[4] = {n[0].v[k], n[1].v[k], n[2].v[k], n[3].v[k]};
+            if (dim == 3) {
+                interleave<3>(rows, z + 3 * (q - begin + k * W));
+            } else if (dim % 4 == 0) {
+                interleave<4>(rows, z + 4 * (q - begin + k * W));
+            } else {  // a sample's short last quad is overwritten by the next sample's first
+                float quads[4 * W];
+                interleave<4>(rows, quads);
+                int32_t element[W];
+                const vu position = at.sample[k] * splat_bits(uint32_t(dim)) + at.quad[k] * splat_bits(4);
+                const vu relative = position - splat_bits(skipped);
+                memcpy(element, &relative, sizeof(element));
+                for (int l = 0; l < W; ++l) memcpy(z + element[l], quads + 4 * l, 16);
+            }
+        }
     }
 }
 
 static void noise(const NoiseArgs& a, int64_t begin, int64_t end) {
     uint32_t component;
     const uint32_t word = step_word(a.step, a.purpose, uint32_t(a.dim), component);
-    alignas(64) float z[4 * kBlockQuads + 4 * W];
+    alignas(64) float z[4 * kBlockQuads + 4 * kAtOnce];
     for (int64_t q = begin; q < end; q += kBlockQuads) {
         const int64_t last = q + kBlockQuads < end ? q + kBlockQuads : end;
         const int64_t from = QuadPosition(q, a.dim).element(a.dim),
                       to = QuadPosition(last, a.dim).element(a.dim);
-        fill_normals(a.seed, a.start, word, component, a.substream, a.dim, q, last, z, [](int64_t) {});
+        fill_normals(a.seed, a.start, word, component, a.substream, a.dim, q, last, z,
+                     [](int64_t, int64_t) {});
         memcpy(a.out + from, z, size_t(to - from) * sizeof(float));
     }
 }
@@ -226,7 +246,7 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
     const bool noisy = a.row.s != 0.0f;
     uint32_t component;
     const uint32_t word = step_word(a.step, kPurposeStep, uint32_t(a.dim), component);
-    alignas(64) float z[4 * kBlockQuads + 4 * W], scale[4 * kBlockQuads + W];
+    alignas(64) float z[4 * kBlockQuads + 4 * kAtOnce], scale[4 * kBlockQuads + W];
     for (int64_t q = begin; q < end; q += kBlockQuads) {
         const int64_t last = q + kBlockQuads < end ? q + kBlockQuads : end;
         const int64_t from = QuadPosition(q, a.dim).element(a.dim);
@@ -242,8 +262,8 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
                 store(z + i, E::get(pad));
             }
         } else if (noisy) {
-            fill_normals(a.seed, a.start, word, component, 0, a.dim, q, last, z, [&t](int64_t i) {
-                for (size_t byte = 0; byte < 4 * W * sizeof(*t.x); byte += 64) {
+            fill_normals(a.seed, a.start, word, component, 0, a.dim, q, last, z, [&t](int64_t i, int64_t n) {
+                for (size_t byte = 0; byte < size_t(n) * sizeof(*t.x); byte += 64) {
                     __builtin_prefetch(reinterpret_cast<const char*>(t.x + i) + byte);
                     if (t.F) __builtin_prefetch(reinterpret_cast<const char*>(t.F + i) + byte);
                 }
