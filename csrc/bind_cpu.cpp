@@ -31,6 +31,7 @@ void check_range(int64_t n, int64_t dim, uint64_t start) {
     constexpr uint64_t kMaxSamples = uint64_t(1) << 48;
     require(n >= 0 && uint64_t(n) <= kMaxSamples && start <= kMaxSamples - uint64_t(n),
             "n: start + n exceeds 2^48");
+    require(dim <= int64_t(1) << 32, "dim: exceeds 2^32");  // quads are counted in 32 bits
     require(dim >= 1 && (n == 0 || dim <= (int64_t(1) << 60) / n), "dim: n * dim does not fit");
 }
 

@@ -84,7 +84,7 @@ def _check(
     n: Any, dim: Any, seed: Any, step: Any, purpose: Any, start: Any, substream: Any
 ) -> tuple[int, int, int, int, int]:
     count, first = _checks.sample_range(n, start)
-    _checks.integer("dim", dim, 1, (1 << 60) // max(count, 1))
+    _checks.integer("dim", dim, 1, min(1 << 32, (1 << 60) // max(count, 1)))
     _checks.integer("substream", substream, 0, (1 << 16) - 1)
     index = _checks.integer("step", step, 0, MAX_STEP)
     return (

@@ -167,7 +167,6 @@ def test_nan_and_infinity_in_a_clamp(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.xfail(strict=True, reason="the kernel multiplies by a = 0")
 def test_a_term_that_no_row_has_is_left_out(isa: str) -> None:
     """a = 0 in every row: x is not multiplied by 0, which would make NaN of an infinity."""
     x_T = np.array([[np.inf], [-np.inf], [3]], np.float32)
@@ -189,7 +188,6 @@ def test_subnormals_and_signed_zeros(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.xfail(strict=True, reason="the few-sample path starts from -0, tiles from 0 + -0")
 def test_zero_of_a_class_table(isa: str) -> None:
     """A layer with no more than a class table starts from 0 + its entry: for an entry of -0 that is 0."""
     tables = np.full((2, 16), -0.0, np.float32)

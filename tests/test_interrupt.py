@@ -123,7 +123,6 @@ def test_the_sampler_is_whole_after_an_interrupt(answers: dict[str, Any]) -> Non
     assert answers["after an interrupt"] is True
 
 
-@pytest.mark.xfail(strict=True, reason="the calling thread does not look while it waits for the others")
 @pytest.mark.skipif(sys.platform != "linux", reason="the thread's state is read from /proc")
 def test_an_interrupt_while_another_thread_works(answers: dict[str, Any]) -> None:
     """The calling thread may be out of work while others have most of a tile before them."""

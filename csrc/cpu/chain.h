@@ -74,7 +74,7 @@ static void update(const StepRow& r, uint32_t terms, int count, float* x, const 
     const bool has_m = terms & (kTermB | kTermPush);
     for (int i = 0; i < count; i += W) {
         const vf xv = load(x + i), Fv = F ? load(F + i) : zero;
-        vf m = zero, next = a * xv;
+        vf m = zero, next = terms & kTermA ? a * xv : zero;
         if (has_m) {
             if (terms & kTermPx) m = px * xv;
             if (terms & kTermPF) m = fma(pF, Fv, m);

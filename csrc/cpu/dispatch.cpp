@@ -50,7 +50,11 @@ const Kernels& kernels_named(const char* name) {
 const Kernels& kernels() {
     static const Kernels& chosen = [&]() -> const Kernels& {
         const char* forced = std::getenv("DIFFUSION_FAST_ISA");
-        if (forced && *forced) return kernels_named(forced);
+        if (forced && *forced) try {
+                return kernels_named(forced);
+            } catch (const std::invalid_argument& error) {
+                throw std::invalid_argument(std::string("DIFFUSION_FAST_ISA: ") + error.what());
+            }
         const Kernels* usable[3];
         usable_isas(usable);
         return *usable[0];

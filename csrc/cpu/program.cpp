@@ -22,9 +22,10 @@ Program::Program(const Plan& plan, const Kernels& kernels)
         l.act_param = op.act_param;
         l.blocks = pack_blocks(plan.blob.data() + op.weight, l.n_out, l.n_in);
         l.rows = pack_rows(plan.blob.data() + op.weight, l.n_out, l.n_in, l.n_out_padded);
-        l.bias = pack_table(plan, op.bias, 1, l.n_out, l.n_out_padded);
-        l.step_table = pack_table(plan, op.step_table, header_.n_tables, l.n_out, l.n_out_padded);
-        l.class_table = pack_table(plan, op.class_table, header_.n_classes, l.n_out, l.n_out_padded);
+        l.bias = pack_table(plan, op.bias, 1, l.n_out, l.n_out_padded, false);
+        l.step_table = pack_table(plan, op.step_table, header_.n_tables, l.n_out, l.n_out_padded, !l.bias);
+        const bool alone = !l.bias && !l.step_table;
+        l.class_table = pack_table(plan, op.class_table, header_.n_classes, l.n_out, l.n_out_padded, alone);
         l.src = slot_of_value_[op.src];
         l.dst = slot_of_value_[op.dst];
         linears_.push_back(l);
@@ -57,11 +58,16 @@ const float* Program::pack_rows(const float* weight, int n_out, int n_in, int pa
     return packed;
 }
 
-const float* Program::pack_table(const Plan& plan, int64_t offset, int64_t count, int width, int padded) {
+// The first table of a layer without bias is added to 0, which only turns -0 to +0: done here, once.
+const float* Program::pack_table(const Plan& plan, int64_t offset, int64_t count, int width, int padded,
+                                 bool added_to_zero) {
     if (offset < 0) return nullptr;
     float* packed = allocate(count * padded);
     for (int64_t i = 0; i < count; ++i)
-        std::copy_n(plan.blob.data() + offset + i * width, width, packed + i * padded);
+        for (int j = 0; j < width; ++j) {
+            const float value = plan.blob[size_t(offset + i * width + j)];
+            packed[i * padded + j] = added_to_zero && value == 0.0f ? 0.0f : value;
+        }
     return packed;
 }
 

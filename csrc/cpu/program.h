@@ -20,7 +20,8 @@ class Program {
   private:
     const float* pack_blocks(const float* weight, int n_out, int n_in);
     const float* pack_rows(const float* weight, int n_out, int n_in, int padded);
-    const float* pack_table(const Plan& plan, int64_t offset, int64_t count, int width, int padded);
+    const float* pack_table(const Plan& plan, int64_t offset, int64_t count, int width, int padded,
+                            bool added_to_zero);
     float* allocate(int64_t floats);
     void assign_slots(const Plan& plan);
 

@@ -4,8 +4,10 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #if defined(__SSE__)
@@ -38,21 +40,47 @@ class FloatingPointState {
 #endif
 };
 
-// Runs work(i) for i = 0 .. threads - 1, i = 0 on the calling thread. work must not throw.
-template <class Work>
-void parallel(int threads, Work work) {
+// Runs work(i) for i = 0 .. threads - 1, i = 0 on the calling thread, which then calls idle() every 50 ms
+// until the others are done. work and idle must not throw.
+template <class Work, class Idle>
+void parallel(int threads, Work work, Idle idle) {
+    std::mutex mutex;
+    std::condition_variable finished;
+    int running = 0;
     std::vector<std::thread> others;
     const auto guarded = [&work](int i) {
         FloatingPointState state;
         work(i);
     };
+    const auto other = [&](int i) {
+        guarded(i);
+        const std::lock_guard<std::mutex> lock(mutex);
+        --running;
+        finished.notify_one();
+    };
     int started = 1;
     try {
-        for (; started < threads; ++started) others.emplace_back(guarded, started);
+        for (; started < threads; ++started) {
+            {
+                const std::lock_guard<std::mutex> lock(mutex);
+                ++running;
+            }
+            others.emplace_back(other, started);
+        }
     } catch (const std::system_error&) {  // no more threads to be had: the calling thread does their share
+        const std::lock_guard<std::mutex> lock(mutex);
+        --running;
     }
     guarded(0);
     for (int i = started; i < threads; ++i) guarded(i);
+    {
+        std::unique_lock<std::mutex> lock(mutex);
+        while (!finished.wait_for(lock, std::chrono::milliseconds(50), [&running] { return running == 0; })) {
+            lock.unlock();
+            idle();
+            lock.lock();
+        }
+    }
     for (std::thread& t : others) t.join();
 }
 
@@ -65,6 +93,10 @@ struct Chain {
     std::atomic<bool> stop{false};
     std::mutex mutex;
     ChainReport report{true, 0, {}};
+
+    void serve() {
+        if (!poll.function(poll.context, done.load())) stop = true;
+    }
 
     void note_bad_rows(int64_t first, int count) {
         const int dim = args.program.dim;
@@ -97,7 +129,7 @@ struct Worker {
         const auto now = Clock::now();
         if (now - last < std::chrono::milliseconds(50)) return true;
         last = now;
-        if (!chain.poll.function(chain.poll.context, chain.done.load())) chain.stop = true;
+        chain.serve();
         return !chain.stop;
     }
 };
@@ -134,9 +166,9 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
     if (args.n == 0) return {true, 0, {}};
     args.program = program.view();
     const Kernels& kernels = program.kernels();
-    const double work =
+    const double cost =
         double(program.work_per_step() + 32 * args.program.dim) * double(args.n) * args.program.n_rows;
-    threads = useful_threads(threads, work);
+    threads = useful_threads(threads, cost);
     threads = int(std::min<int64_t>(threads, (args.n + kernels.lanes - 1) / kernels.lanes));
 
     Chain chain{};
@@ -145,11 +177,12 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
     chain.tile = tile_size(kernels, args.n, threads);
     const int64_t floats = kernels.scratch_floats(args.program, args.labels) + 16;
     std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);
-    parallel(threads, [&](int i) {
+    const auto work_on = [&](int i) {
         const auto base = reinterpret_cast<uintptr_t>(scratch.get() + floats * i);
         Worker worker{chain, i == 0, program.work_per_step() * chain.tile > 1000000 ? 0u : 15u};
         work_on_tiles(chain, worker, kernels, reinterpret_cast<float*>((base + 63) / 64 * 64));
-    });
+    };
+    parallel(threads, work_on, [&chain] { chain.serve(); });
     chain.report.completed = !chain.stop;
     return chain.report;
 }
@@ -162,10 +195,11 @@ void over_quads(int64_t n, int64_t dim, int threads, Work work) {
     const int64_t quads = n * ((dim + 3) / 4);
     threads = useful_threads(threads, double(n) * double(dim) * 32);
     const int64_t share = ((quads + threads - 1) / threads + 511) / 512 * 512;
-    parallel(threads, [&](int i) {
+    const auto work_on = [&](int i) {
         const int64_t begin = std::min(quads, i * share), end = std::min(quads, begin + share);
         if (begin < end) work(begin, end);
-    });
+    };
+    parallel(threads, work_on, [] {});
 }
 
 }  // namespace
@@ -189,7 +223,8 @@ double fma_peak(const Kernels& kernels, int threads, double seconds) {
         while (Clock::now() - begin < std::chrono::duration<double>(seconds / 3)) {
             std::vector<double> count(size_t(threads), 0.0);
             const auto start = Clock::now();
-            parallel(threads, [&](int i) { count[size_t(i)] = kernels.fma_burst(iterations, chains); });
+            const auto work = [&](int i) { count[size_t(i)] = kernels.fma_burst(iterations, chains); };
+            parallel(threads, work, [] {});
             const double took = std::chrono::duration<double>(Clock::now() - start).count();
             double total = 0.0;
             for (double c : count) total += c;

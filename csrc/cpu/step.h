@@ -20,7 +20,7 @@ struct QuadPosition {
     int64_t element(int64_t dim) const { return sample * dim + 4 * quad; }
 };
 
-constexpr int kWide = 4;            // vectors of quads drawn side by side
+constexpr int kWide = 3;            // vectors of quads drawn side by side
 constexpr int kAtOnce = kWide * W;  // quads drawn side by side
 
 // The counters of kAtOnce consecutive quads, moved on as many at a time without a division.
@@ -191,7 +191,7 @@ DF_INLINE void update_vector(const StepRow& r, uint32_t terms, const StepTensors
         const vf u = E::get(t.uncond + i);
         F = fma(load(scale + i), F - u, u);
     }
-    vf m = zero, next = splat(r.a) * x;
+    vf m = zero, next = terms & kTermA ? splat(r.a) * x : zero;
     if (terms & (kTermB | kTermPush)) {
         if (terms & kTermPx) m = splat(r.p_x) * x;
         if (terms & kTermPF) m = fma(splat(r.p_F), F, m);
@@ -275,8 +275,8 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
         const float* zp = noisy ? z : nullptr;
         // The plain ddpm/ddim row without history or clamp has its own loop: everything known, nothing
         // tested.
-        const bool plain =
-            !(a.terms & ~uint32_t(kTermA | kTermE | kTermS | kTermCin)) && !a.log_variance && t.F;
+        constexpr uint32_t kPlain = kTermA | kTermE | kTermS | kTermCin;
+        const bool plain = (a.terms & kTermA) && !(a.terms & ~kPlain) && !a.log_variance && t.F;
         int i = 0;
         if (plain && !t.uncond && zp) {
             const vf ra = splat(a.row.a), re = splat(a.row.e), rs = splat(a.row.s);
