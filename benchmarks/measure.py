@@ -105,7 +105,9 @@ def compare(
 ) -> Result:
     """Fills in rows and checks; the first contender is ours. A rate is `work` / seconds.
 
-    Ratios and shares are medians of the ratios inside each round: both sides saw the same machine.
+    Ratios between contenders are medians of the ratios inside each round: both sides saw the same machine. A
+    share of the ceiling is best over best: whatever else runs on a machine only ever slows a measurement, and
+    a short burst of the ceiling slips through where a long run does not.
     """
     times: list[list[float]] = [[] for _ in contenders]
     ceilings: list[float] = []
@@ -116,7 +118,6 @@ def compare(
             time.sleep(0.05)  # idle threads of the contender before may still be spinning
             series.append(contender.seconds())
     for contender, series in zip(contenders, times, strict=True):
-        shares = [work / s / top for s, top in zip(series, ceilings, strict=False)]
         ratio = statistics.median(s / ours for s, ours in zip(series, times[0], strict=True))
         median = statistics.median(series)
         result.rows.append(
@@ -125,7 +126,7 @@ def compare(
                 median,
                 work / median,
                 work / min(series),
-                statistics.median(shares) if shares else None,
+                work / min(series) / max(ceilings) if ceilings else None,
                 ratio,
                 contender.note,
             )
