@@ -46,7 +46,7 @@ def describe() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "memory_gib": round(int(memory_kb[0]) / 2**20, 1) if memory_kb else None,
         "simd": [flag for flag in flags if flag in ("avx2", "fma") or flag.startswith(("avx512", "amx"))],
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version_of(name) for name in PACKAGES},
     }

@@ -78,12 +78,12 @@ def reverse_step(
     z = _given_noise(row, x, seed, noise, generator)
     position = _checks.integer("step", step, 0, MAX_STEP)
     _, first = _checks.sample_range(n, start)
-    past = _history(history, row, x, [*inputs, variance, z])
+    past = _history(history, row, x, [*inputs, variance, z, scale])
     if out is None:
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
     else:
         result = _tensors.output("out", out, x.dtype, x.shape, [*inputs, variance, z], in_place=True)
-        _tensors.output("out", out, x.dtype, x.shape, past, in_place=False)
+        _tensors.output("out", out, x.dtype, x.shape, [*past, scale], in_place=False)
     if x.numel() == 0:
         return result
     # Drawn last: a refused call leaves the generator as it was.

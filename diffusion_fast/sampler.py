@@ -128,8 +128,8 @@ class Sampler:
         seed: int in [0, 2^64), or a torch.Generator from which one is drawn. labels: an int or (n,) integers
         in [0, n_classes], n_classes being the null class, which None means too. x_T (n, *shape) and noise
         (rows, n, *shape), float32, replace the stream's. return_trajectory: (rows + 1, n, *shape), from x_T
-        to the samples. out: a contiguous float32 tensor or array to write to. threads: at most so many;
-        default DIFFUSION_FAST_THREADS, else torch.get_num_threads().
+        to the samples. out: a contiguous float32 tensor or array to write to. threads: at most so
+        many of the fused chain; default DIFFUSION_FAST_THREADS, else torch.get_num_threads().
 
         Samples that hold NaN or infinity are counted and named in a RuntimeWarning. Ctrl-C stops the call.
         Raises TypeError or ValueError naming the argument before anything is written, RuntimeError when the
@@ -155,10 +155,13 @@ class Sampler:
         if count:
             run = self._run_native if self._program is not None else self._run_module
             report = tqdm(total=count, unit="sample", unit_scale=True) if progress else None
-            run(target, Call(count, first, key, workers, y, begin, z, return_trajectory, report))
-            if report is not None:
-                report.update(count - report.n)
-                report.close()
+            try:
+                run(target, Call(count, first, key, workers, y, begin, z, return_trajectory, report))
+                if report is not None:
+                    report.update(count - report.n)
+            finally:
+                if report is not None:
+                    report.close()
         if self.standardiser is not None:
             for part in target.view(-1, *self.shape).split(MODULE_CHUNK):
                 part.copy_(self.standardiser.inverse(part))

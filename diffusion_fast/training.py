@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from diffusion_fast import _checks
 from diffusion_fast.datasets import Dataset
 from diffusion_fast.schedules import NoiseSchedule
+from diffusion_fast.solvers.levels import PREDICTION_TYPES
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Noise is drawn for many batches at once, which costs less per number; this bounds the memory it takes.
 BLOCK_ELEMENTS = 1 << 20

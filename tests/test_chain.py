@@ -108,7 +108,6 @@ def check_plan(
     *,
     labels: Any = None,
     isas: list[str] = ISAS[:1],
-    ulps: int = 4,
     **options: np.ndarray,
 ) -> None:
     given = {k: torch.from_numpy(v) for k, v in {**stream(plan, n), **options}.items()}

@@ -329,3 +329,22 @@ def test_neighbours_do_not_overlap() -> None:
     want = reverse_step(x, x, ROW, seed=1)
     for out in (before, after):
         assert torch.equal(reverse_step(x, x, ROW, seed=1, out=out), want)
+
+
+def test_out_may_not_overlap_the_guidance_scale() -> None:
+    """Each sample's scale is read while other samples are written: shared memory would change it."""
+    row = df.solvers.ddpm(df.NoiseSchedule.linear(10, 1e-3, 0.3))[3]
+    x, F, u = (torch.randn(64, 4) for _ in range(3))
+    before = x.clone()
+    with pytest.raises(ValueError, match="out"):
+        reverse_step(x, F, row, seed=0, uncond_output=u, guidance_scale=x.view(-1)[:64], out=x)
+    assert torch.equal(x, before)
+
+
+def test_a_hand_made_row_must_say_that_it_pushes() -> None:
+    row = df.solvers.ddpm(df.NoiseSchedule.linear(10, 1e-3, 0.3))[3]
+    x = torch.randn(4, 4)
+    with pytest.raises(ValueError, match="push"):
+        reverse_step(x, x, dataclasses.replace(row, push=True), seed=0, history=[torch.zeros(4, 4)])
+    with pytest.raises(ValueError, match="eval"):
+        reverse_step(x, None, dataclasses.replace(row, eval=False), seed=0)

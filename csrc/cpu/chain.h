@@ -32,7 +32,8 @@ struct Workspace {
         z = take(p.terms & kTermS, S == 1 ? p.dim_padded + 4 * W : (p.dim + 3) / 4 * 4);
         F_cond = take(p.branches == 2, dim);
         for (int i = 0; i < 3; ++i) h[i] = take(p.terms & (kTermPush | kTermC1 | kTermC2 | kTermC3), dim);
-        for (int i = 0; i < p.n_slots; ++i) slots[i] = take(i > 0 || (p.terms & kTermCin), p.slot_width[i]);
+        for (int i = 0; i < p.n_slots; ++i)
+            slots[i] = take(i > 0 || (p.terms & kTermCin), p.slot_width[i] + (S == 1 ? 4 * W : 0));
         int widest = 0;
         for (int i = 0; i < p.n_linears; ++i) {
             const PackedLinear& l = p.linears[i];
@@ -250,7 +251,7 @@ static bool run_rows(Path&& path) {
 
     if (a.x_T) {
         path.read(a.x_T + offset, w.x);
-    } else {  // drawn into the output's slot, which has room for whole quads
+    } else {  // drawn into the output's slot, which has room for whole quads (and vectors of them)
         path.normals(uint32_t(kPurposeInitial) << 28, w.slots[p.out_slot]);
         for (int i = 0; i < floats; i += W) store(w.x + i, load(w.slots[p.out_slot] + i));
     }

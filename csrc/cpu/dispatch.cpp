@@ -26,7 +26,8 @@ int usable_isas(const Kernels* out[3]) {
     int count = 0;
 #if defined(DF_HAVE_AVX512)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("fma"))
         out[count++] = &avx512::table;
 #endif
 #if defined(DF_HAVE_AVX2)

@@ -58,6 +58,7 @@ void parallel(int threads, Work work, Idle idle) {
         --running;
         finished.notify_one();
     };
+    others.reserve(size_t(threads));  // nothing may throw while a thread is running
     int started = 1;
     try {
         for (; started < threads; ++started) {
@@ -92,7 +93,7 @@ struct Chain {
     std::atomic<int64_t> next{0}, done{0};
     std::atomic<bool> stop{false};
     std::mutex mutex;
-    ChainReport report{true, 0, {}};
+    ChainReport report{0, {}};
 
     void serve() {
         if (!poll.function(poll.context, done.load())) stop = true;
@@ -163,7 +164,7 @@ int useful_threads(int threads, double multiply_adds) {
 }  // namespace
 
 ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll poll) {
-    if (args.n == 0) return {true, 0, {}};
+    if (args.n == 0) return {0, {}};
     args.program = program.view();
     const Kernels& kernels = program.kernels();
     const double cost =
@@ -174,6 +175,7 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
     Chain chain{};
     chain.args = args;
     chain.poll = poll;
+    chain.report.first_bad.reserve(9);  // so that noting bad rows never allocates
     chain.tile = tile_size(kernels, args.n, threads);
     const int64_t floats = kernels.scratch_floats(args.program, args.labels) + 16;
     std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);
@@ -183,7 +185,6 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
         work_on_tiles(chain, worker, kernels, reinterpret_cast<float*>((base + 63) / 64 * 64));
     };
     parallel(threads, work_on, [&chain] { chain.serve(); });
-    chain.report.completed = !chain.stop;
     return chain.report;
 }
 

@@ -13,7 +13,6 @@ struct Poll {
 };
 
 struct ChainReport {
-    bool completed;
     int64_t bad_rows;                // samples with a NaN or infinite element
     std::vector<int64_t> first_bad;  // the lowest few of them
 };

@@ -79,13 +79,8 @@ DF_INLINE vf sqrt(vf a) {
 #endif
 }
 
-DF_INLINE vf as_float(vu a) { return vf(a); }
-DF_INLINE vu as_bits(vf a) { return vu(a); }
 DF_INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
 DF_INLINE vf abs(vf a) { return vf(vu(a) & splat_bits(0x7fffffffu)); }
-DF_INLINE vf copysign(vf magnitude, vf sign) {
-    return vf(vu(magnitude) | (vu(sign) & splat_bits(0x80000000u)));  // magnitude >= 0
-}
 
 // NaN in x comes back as NaN: a comparison with NaN is false, and the second operand is chosen (as vmaxps
 // does).

@@ -276,7 +276,8 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
         // The plain ddpm/ddim row without history or clamp has its own loop: everything known, nothing
         // tested.
         constexpr uint32_t kPlain = kTermA | kTermE | kTermS | kTermCin;
-        const bool plain = (a.terms & kTermA) && !(a.terms & ~kPlain) && !a.log_variance && t.F;
+        const bool plain =
+            (a.terms & kTermA) && (a.terms & kTermE) && !(a.terms & ~kPlain) && !a.log_variance && t.F;
         int i = 0;
         if (plain && !t.uncond && zp) {
             const vf ra = splat(a.row.a), re = splat(a.row.e), rs = splat(a.row.s);

@@ -79,6 +79,10 @@ class StepRow:
             if name != "guidance" and used and not self.terms & TERM_BITS[name]:
                 accepted = f"{_NEUTRAL.get(name, 0.0)}, or terms with the bit TERM_BITS[{name!r}]"
                 raise _checks.bad_value(f"row.{name}", value, accepted)
+        if self.push and not self.terms & TERM_BITS["push"]:
+            raise _checks.bad_value("row.push", True, "False, or terms with the bit TERM_BITS['push']")
+        if not self.eval and (self.p_F != 0 or self.e != 0):
+            raise _checks.bad_value("row.eval", False, "True, for the row uses the network's output (p_F, e)")
         _checks.integer("row.table", self.table, 0, MAX_ROWS - 1)
         flags = EVAL * self.eval | PUSH * self.push
         return _PACK(*(getattr(self, name) for name in COEFFICIENTS), self.table, flags, self.guidance, 0, 0)
