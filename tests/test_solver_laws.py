@@ -106,7 +106,7 @@ def test_long_chains_converge_to_the_data() -> None:
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("steps", [100, 10])
 def test_steps_of_diffusers(kind: str, clip: float | None, steps: int) -> None:
-    diffusers = pytest.importorskip("diffusers", reason="optional peer")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install '.[bench]'")
     schedule = NoiseSchedule.linear(100)
     x, F, z = (torch.randn(1000, 1) for _ in range(3))
     shared = {

@@ -62,7 +62,7 @@ def test_explicit_timesteps(make: Any) -> None:
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_timesteps_of_diffusers(spacing: str) -> None:
-    diffusers = pytest.importorskip("diffusers", reason="optional peer")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install '.[bench]'")
     for n_train, steps in [(1000, n) for n in (1, 3, 7, 20, 50, 400, 999, 1000)] + [(150, 7), (35, 6)]:
         peer = diffusers.DDIMScheduler(num_train_timesteps=n_train, timestep_spacing=spacing)
         peer.set_timesteps(steps)
