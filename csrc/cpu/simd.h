@@ -185,7 +185,7 @@ struct VectorLanes {
     static DF_INLINE U as_bits(F a) { return vu(a); }
     static DF_INLINE F splat(float a) { return DF_ISA::splat(a); }
     static DF_INLINE U splat_bits(uint32_t a) { return DF_ISA::splat_bits(a); }
-    static DF_INLINE F max(F a, F b) { return a > b ? a : b; }
+    static DF_INLINE F max(F a, F b) { return max_keep_nan(a, b); }
     static DF_INLINE F select(I mask, F a, F b) { return mask ? a : b; }
     static DF_INLINE I nonzero(U a) { return vi(a) != 0; }
     static DF_INLINE I to_signed(U a) { return vi(a); }

@@ -128,23 +128,47 @@ template <int C>
 static constexpr InterleaveIndices<C> kInterleave{};
 #endif
 
-// out[C l + i] = z[i][l]: C vectors of W lanes to W rows of C floats.
+// rows[C l + i] = z[i][l]: C vectors of W lanes to W rows of C floats, as C vectors.
 template <int C>
-DF_INLINE void interleave(const vf* z, float* out) {
+DF_INLINE void interleave(const vf* z, vf* rows) {
 #if defined(__AVX512F__)
-#pragma GCC unroll 4
+#pragma GCC unroll 3
     for (int k = 0; k < C; ++k) {
         vf r = z[0];
-#pragma GCC unroll 3
+#pragma GCC unroll 2
         for (int source = 1; source < C; ++source)
             r = _mm512_permutex2var_ps(r, _mm512_loadu_si512(kInterleave<C>.v[k][source - 1]), z[source]);
-        store(out + 16 * k, r);
+        rows[k] = r;
     }
 #else
-    float rows[C][W];
-    for (int i = 0; i < C; ++i) store(rows[i], z[i]);
+    float all[C * W];
     for (int l = 0; l < W; ++l)
-        for (int i = 0; i < C; ++i) out[C * l + i] = rows[i][l];
+        for (int i = 0; i < C; ++i) all[C * l + i] = z[i][l];
+    memcpy(rows, all, sizeof(all));
+#endif
+}
+
+// The same for C = 4 with the lanes of z in another order, so that transposing 4 x 4 blocks is enough: lane l
+// becomes row transposed_lane(l).
+constexpr int transposed_lane(int l) { return W / 4 * (l % 4) + l / 4; }
+
+DF_INLINE void transpose4(const vf z[4], vf rows[4]) {
+#if defined(__AVX512F__)
+    const auto a = __m512d(_mm512_unpacklo_ps(z[0], z[1])), b = __m512d(_mm512_unpackhi_ps(z[0], z[1])),
+               c = __m512d(_mm512_unpacklo_ps(z[2], z[3])), d = __m512d(_mm512_unpackhi_ps(z[2], z[3]));
+    rows[0] = vf(_mm512_unpacklo_pd(a, c));
+    rows[1] = vf(_mm512_unpackhi_pd(a, c));
+    rows[2] = vf(_mm512_unpacklo_pd(b, d));
+    rows[3] = vf(_mm512_unpackhi_pd(b, d));
+#elif defined(__AVX2__)
+    const auto a = __m256d(_mm256_unpacklo_ps(z[0], z[1])), b = __m256d(_mm256_unpackhi_ps(z[0], z[1])),
+               c = __m256d(_mm256_unpacklo_ps(z[2], z[3])), d = __m256d(_mm256_unpackhi_ps(z[2], z[3]));
+    rows[0] = vf(_mm256_unpacklo_pd(a, c));
+    rows[1] = vf(_mm256_unpackhi_pd(a, c));
+    rows[2] = vf(_mm256_unpacklo_pd(b, d));
+    rows[3] = vf(_mm256_unpackhi_pd(b, d));
+#else
+    for (int i = 0; i < 4; ++i) rows[i] = vf{z[0][i], z[1][i], z[2][i], z[3][i]};
 #endif
 }
 
