@@ -66,8 +66,8 @@ enum class Activation : uint32_t {
 };
 
 // y[j] = act(init_j + sum_k w[j][k] x[k]): one fma chain per output, init first, k ascending, in every
-// kernel. init_j = bias[j] + step_table[row.table][j] + class_table[label][j], added in this order where
-// present.
+// kernel; beyond 128 inputs each further 128 are a chain from 0, added to what stands (cpu/linear.h). init_j
+// = bias[j] + step_table[row.table][j] + class_table[label][j], added in this order where present.
 struct TileOp {
     uint32_t kind, activation, src, dst, n_in, n_out;
     float act_param;

@@ -21,7 +21,7 @@ PLANS: dict[str, Plan] = {
     "one vector": random_plan(0, 1, (16, 16), activation="relu"),
     "small": random_plan(1, 2, (5, 3)),
     "mixed": random_plan(2, 3, (33, 64, 17)),
-    "wide": random_plan(3, 4, (130, 257), n_rows=3),
+    "wide": random_plan(3, 4, (130, 257, 3), n_rows=3),
     "large dim": random_plan(4, 200, (20,), n_rows=3),
     "three quads": random_plan(5, 12, (40, 40)),
     "branching": random_plan(6, 3, (24, 24), branching=True),
