@@ -11,6 +11,9 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from samplers import N_CLASSES, SCHEDULE, make_model
+
+import diffusion_fast as df
 
 torch.set_num_threads(2)
 
@@ -48,3 +51,13 @@ def test_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"DIFFUSION_FAST_TEST_DATA: got {folder!r}; accepted: an existing folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def sampler() -> df.Sampler:
+    return df.Sampler(make_model(), SCHEDULE, backend="native")
+
+
+@pytest.fixture(scope="session")
+def conditional() -> df.Sampler:
+    return df.Sampler(make_model(N_CLASSES), SCHEDULE, backend="native")

@@ -1,0 +1,345 @@
+"""Capture: what cannot be captured is refused with its place, and what a capture leaves behind."""
+
+import itertools
+import pickle
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as nnf
+from capture_nets import SCHEDULE, STEPS, Net
+from test_capture import CONDITIONED
+from torch import Tensor, nn
+
+from diffusion_fast import capture as capture_module
+from diffusion_fast import reference
+from diffusion_fast.capture import CaptureError, capture, network_time, weights_fingerprint
+from diffusion_fast.models.mlp import MLPDenoiser
+from diffusion_fast.plan import TileProgram
+
+
+def count_calls(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    m.calls += 1
+    return m.short(x) + 0.01 * m.calls
+
+
+def write_after(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    time = m.time(t)
+    time.add_(m.first(x))
+    return m.last(time)
+
+
+# What is refused, and a part of the reason.
+REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
+    "mean over the batch": (lambda m, x, t, y: m.short(x + x.mean(0, keepdim=True)), "samples of a batch"),
+    "sum of everything": (lambda m, x, t, y: m.short(x) + x.sum(), "samples of a batch"),
+    "softmax over the batch": (lambda m, x, t, y: m.short(x.softmax(0)), "no fused kernel"),
+    "cumsum over the batch": (lambda m, x, t, y: m.short(x.cumsum(0)), "no fused kernel"),
+    "flip of the batch": (lambda m, x, t, y: m.short(x.flip(0)), "no fused kernel"),
+    "transposed": (lambda m, x, t, y: m.short(x.T.T), "samples of a batch"),
+    "features as samples": (
+        lambda m, x, t, y: m.short(x.reshape(-1, 1).reshape(-1, 3)),
+        "samples of a batch",
+    ),
+    "matmul": (lambda m, x, t, y: m.short(x @ m.short.weight), "no fused kernel"),
+    "sine": (lambda m, x, t, y: m.last(torch.sin(m.first(x))), "no fused kernel"),
+    "film": (lambda m, x, t, y: m.last(m.first(x) * m.time(t)), "no fused kernel"),
+    "layer norm": (lambda m, x, t, y: m.last(m.groups(m.first(x))), "no fused kernel"),
+    "batch norm": (lambda m, x, t, y: m.last(m.norm(m.first(x))), "no fused kernel"),
+    "slice": (lambda m, x, t, y: m.short(x) + x[:, :1], "no fused kernel"),
+    "chunk": (lambda m, x, t, y: m.last(torch.cat(m.first(x).chunk(2, 1)[::-1], 1)), "no fused kernel"),
+    "residual": (lambda m, x, t, y: x + m.last(torch.relu(m.first(x))), "residual"),
+    "skip": (lambda m, x, t, y: m.last(m.wide(torch.cat([m.first(x), x], 1))), "skip"),
+    "activation of x": (lambda m, x, t, y: m.short(torch.relu(x)), "does not follow a linear"),
+    "activation twice": (lambda m, x, t, y: m.last(torch.tanh(torch.relu(m.first(x)))), "on top of another"),
+    "activation of a sum": (
+        lambda m, x, t, y: m.last((m.first(x).relu() + m.time(t)).relu()),
+        "does not follow",
+    ),
+    "activation of a cat": (
+        lambda m, x, t, y: m.last(m.wide(torch.cat([x, m.time(t)], 1).relu())),
+        "does not follow",
+    ),
+    "softplus beta": (lambda m, x, t, y: m.last(nnf.softplus(m.first(x), beta=2)), "no fused kernel"),
+    "softplus threshold": (
+        lambda m, x, t, y: m.last(nnf.softplus(m.first(x), threshold=5)),
+        "no fused kernel",
+    ),
+    "scaled elu": (lambda m, x, t, y: m.last(torch.ops.aten.elu(m.first(x), 1.0, 2.0)), "no fused kernel"),
+    "selu": (lambda m, x, t, y: m.last(nnf.selu(m.first(x))), "no fused kernel"),
+    "scaled addition": (
+        lambda m, x, t, y: m.last(torch.add(m.first(x), m.time(t), alpha=2)),
+        "no fused kernel",
+    ),
+    "random": (lambda m, x, t, y: m.short(x) + torch.randn_like(x), "random"),
+    "random, of t": (lambda m, x, t, y: m.last(m.first(x) + torch.rand(t.shape[0], 8)), "random"),
+    "dropout that stays on": (lambda m, x, t, y: m.last(nnf.dropout(m.first(x), 0.5, True)), "random"),
+    "bernoulli": (lambda m, x, t, y: m.short(x) + torch.bernoulli(torch.full_like(x, 0.5)), "random"),
+    "writes to x": (lambda m, x, t, y: m.short(x.mul_(2)), "its argument x"),
+    "writes to a view of x": (lambda m, x, t, y: m.short(x.view(-1, 3).relu_()), "its argument x"),
+    "writes to t": (lambda m, x, t, y: m.last(m.first(x) + m.time(t.clamp_(0, 5))), "its argument t"),
+    "writes to a buffer": (lambda m, x, t, y: m.short(x) + m.count.add_(1), "the module's count"),
+    "writes x into t's values": (write_after, "into one that does not"),
+    "position in the batch": (
+        lambda m, x, t, y: m.short(x) + torch.arange(x.shape[0])[:, None],
+        "position in the batch",
+    ),
+    "batch size as a number": (lambda m, x, t, y: m.short(x) + x.shape[0], "batch size, or"),
+    "half precision": (
+        lambda m, x, t, y: nnf.linear(x.half(), m.short.weight.half()).float(),
+        "computes in torch.float16",
+    ),
+    "double precision": (
+        lambda m, x, t, y: (m.short(x) + m.table[t][:, :3]).float(),
+        "computes in torch.float64",
+    ),
+    "hypernetwork": (
+        lambda m, x, t, y: nnf.linear(x, m.time(t)[0][:3, None] * m.short.weight),
+        "its weights depend",
+    ),
+    "time as an answer": (lambda m, x, t, y: m.time(t)[:, :3], "not that of a linear layer"),
+    "shifted answer": (lambda m, x, t, y: torch.relu(m.short(x)) + 1, "not that of a linear layer"),
+    "broadcast of x": (lambda m, x, t, y: m.last(m.first(x)[:, :1] + m.time(t)), "no fused kernel"),
+    "t as one number": (lambda m, x, t, y: m.short(x) + t[0].item(), "element of t, as a plain number"),
+    "layer on another axis": (
+        lambda m, x, t, y: m.short(x.unsqueeze(1).expand(-1, 2, 3)).sum(1),
+        "no fused kernel",
+    ),
+}
+# Found by comparing with the module, so there is no single line to name.
+NOTICED: dict[str, tuple[Callable[..., Any], str]] = {
+    "mean over t": (lambda m, x, t, y: m.last(m.first(x) + m.time(t).mean(0)), "differ from the module"),
+    "time of the first row": (lambda m, x, t, y: m.last(m.first(x) + m.time(t[:1])), "on other rows' t"),
+    "state": (count_calls, "second call"),
+    "random of Python": (lambda m, x, t, y: m.short(x) + random.random(), "second call"),
+    "random of NumPy": (lambda m, x, t, y: m.short(x) + float(np.random.rand()), "second call"),
+    "scaled by the batch size": (
+        lambda m, x, t, y: m.last(m.first(x) + m.time(t) / t.shape[0]),
+        "batch of 1",
+    ),
+    "branch on the batch size": (
+        lambda m, x, t, y: m.short(x) + (1.0 if len(x) > 100 else 0.0),
+        "torch.export",
+    ),
+    "len(x)": (lambda m, x, t, y: m.short(x) + torch.ones(len(x), 3), "fixes the batch size, by len"),
+    "x as an answer": (lambda m, x, t, y: x, "not that of a linear layer"),
+    "branch on data": (lambda m, x, t, y: m.short(x) if x.mean() > 0 else x, "torch.export cannot trace"),
+    "slice of the batch": (lambda m, x, t, y: m.short(x[:2]), "samples of a batch"),
+    "a dictionary": (lambda m, x, t, y: {"sample": m.short(x)}, "returned"),
+    "a tuple": (lambda m, x, t, y: (m.short(x),), "returned"),
+    "another shape": (lambda m, x, t, y: m.first(x), "returned"),
+    "an error of its own": (lambda m, x, t, y: m.first(t), "raised"),
+    "NaN in a table": (
+        lambda m, x, t, y: m.last(m.first(x) + torch.log(t - 50.0)[:, None]),
+        "NaN or infinity",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_the_place(name: str) -> None:
+    body, reason = REFUSED[name]
+    with pytest.raises(CaptureError, match=reason) as caught:
+        capture(Net(body).eval(), (3,), STEPS, 0, SCHEDULE)
+    assert isinstance(caught.value, ValueError) and "backend='auto' or 'torch'" in str(caught.value)
+    assert caught.value.op
+    assert re.fullmatch(
+        r"capture_nets\.py:\d+: return self\.body\(self, x, t, y\)( \(in \w+\))?", caught.value.where
+    )
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.LayerNorm(4)), nn.Linear(4, 3)
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        x = x.clone()
+        return self.layers(x)
+
+
+def test_the_place_is_the_line_and_the_submodule() -> None:
+    line = Nested.forward.__code__.co_firstlineno + 2
+    with pytest.raises(CaptureError) as caught:
+        capture(Nested().eval(), (3,), STEPS, 0, SCHEDULE)
+    assert caught.value.op == "layer_norm"
+    assert caught.value.where == f"test_capture_refusals.py:{line}: return self.layers(x) (in layers.1.1)"
+    assert f"(operation layer_norm) at {caught.value.where}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NOTICED)
+def test_noticed(name: str) -> None:
+    body, reason = NOTICED[name]
+    with pytest.raises(CaptureError, match=reason):
+        capture(Net(body).eval(), (3,), STEPS, 0, SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x, t, y: m.last(m.first(x) + nnf.silu(m.time(t) + m.label(y))),
+        lambda m, x, t, y: m.last(m.first(x) + m.time(t) * m.label(y)),
+        lambda m, x, t, y: m.last(m.first(x) + m.time(t + y)),
+    ],
+)
+def test_step_and_class_that_do_not_add_up(body: Callable[..., Any]) -> None:
+    with pytest.raises(CaptureError, match="step and the class"):
+        capture(Net(body).eval(), (3,), [3, 2, 1], 4, SCHEDULE)
+
+
+def deep(depth: int, width: int = 4) -> Net:
+    module = Net(lambda m, x, t, y: m.stack(x))
+    widths = [3, *[width] * (depth - 1), 3]
+    module.stack = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
+    return module.eval()
+
+
+def test_limits() -> None:
+    assert len(capture(deep(16), (3,), [0], 0, SCHEDULE).layers) == 16
+    with pytest.raises(CaptureError, match="more than 16 linear layers"):
+        capture(deep(17), (3,), [0], 0, SCHEDULE)
+    capture(deep(2, 2048), (3,), [0], 0, SCHEDULE)
+    with pytest.raises(CaptureError, match="width 2049"):
+        capture(deep(2, 2049), (3,), [0], 0, SCHEDULE)
+
+
+@torch.no_grad()
+def set_nan(module: Net) -> None:
+    module.short.weight[1, 2] = float("nan")
+
+
+# What is wrong with the module or an argument.
+WRONG: list[tuple[type[Exception], str, Callable[[Net], Any] | None, dict[str, Any]]] = [
+    (TypeError, r"model: got .*accepted: a torch.nn.Module", None, {"module": len}),
+    (ValueError, r"train mode; accepted: .*model.eval\(\)", nn.Module.train, {}),
+    (ValueError, r"train mode", lambda m: m.norm.train(), {}),
+    (ValueError, r"model.short.weight: got nan at index \(1, 2\)", set_nan, {}),
+    (CaptureError, r"torch.float64 weights", nn.Module.double, {}),
+    (CaptureError, r"torch.float16 weights", nn.Module.half, {}),
+    (ValueError, r"timesteps: got .*accepted: integers from 0 to 19", None, {"timesteps": [20]}),
+    (ValueError, r"timesteps: got .*accepted: integers from 0 to 19", None, {"timesteps": [-1]}),
+    (ValueError, r"timesteps: got .*accepted: integers", None, {"timesteps": [0.5]}),
+    (ValueError, r"timesteps: got .*accepted: 1 to", None, {"timesteps": []}),
+    (ValueError, r"time_input: .*did you mean 'index1'", None, {"time_input": "index_1"}),
+    (ValueError, r"n_classes: got -1", None, {"n_classes": -1}),
+    (ValueError, r"shape: got 0", None, {"shape": (0,)}),
+    (CaptureError, r"samples of 257 elements", None, {"shape": (257,)}),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "change", "arguments"), WRONG)
+def test_wrong_arguments(
+    error: type[Exception], message: str, change: Callable[[Net], Any] | None, arguments: dict[str, Any]
+) -> None:
+    module = Net(lambda m, x, t, y: m.short(x)).eval()
+    if change is not None:
+        change(module)
+    given = {"module": module, "shape": (3,), "timesteps": [0], "n_classes": 0, "schedule": SCHEDULE}
+    with pytest.raises(error, match=message):
+        capture(**(given | arguments))
+
+
+def test_capture_leaves_no_trace() -> None:
+    module = Net(CONDITIONED["class added"]).eval()
+    before, state = weights_fingerprint(module), torch.get_rng_state()
+    capture(module, (3,), STEPS, 4, SCHEDULE)
+    assert weights_fingerprint(module) == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_fingerprint_sees_changes() -> None:
+    module = MLPDenoiser(2, (4,)).eval()
+    before = weights_fingerprint(module)
+    assert before == weights_fingerprint(module)
+    with torch.no_grad():
+        module.model[0].bias.add_(1)
+    written = weights_fingerprint(module)
+    assert written != before
+    first, second = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+    module.model[0].bias = first
+    replaced = weights_fingerprint(module)
+    module.model[0].bias = second
+    assert len({written, replaced, weights_fingerprint(module)}) == 3
+
+
+def test_the_program_keeps_its_own_weights() -> None:
+    module = Net(lambda m, x, t, y: m.last(torch.relu(m.first(x)))).eval()
+    program = capture(module, (3,), STEPS, 0, SCHEDULE)
+    x = torch.randn(4, 3)
+    before = reference.net(program, x, 0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(7)
+    assert torch.equal(reference.net(program, x, 0), before)
+
+
+@pytest.mark.parametrize("name", ["index", "index1", "unit", "sigma", "log_sigma/4"])
+def test_network_time(name: str) -> None:
+    t = torch.tensor([0, 7, 19])
+    time = network_time(t, name, SCHEDULE)
+    sigma = ((1 - SCHEDULE.alphas_cumprod) / SCHEDULE.alphas_cumprod).sqrt()[t]
+    expected = {
+        "index": t,
+        "index1": t + 1,
+        "unit": (t + 1) / 20,
+        "sigma": sigma,
+        "log_sigma/4": sigma.log() / 4,
+    }[name]
+    assert time.dtype == (torch.int64 if name.startswith("index") else torch.float32)
+    torch.testing.assert_close(time, expected.to(time.dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["index1", "unit", "sigma", "log_sigma/4"])
+def test_time_inputs_reach_the_module(name: str) -> None:
+    module = Net(lambda m, x, t, y: m.last(torch.relu(m.first(x) + torch.sin(t.float())[:, None]))).eval()
+    program = capture(module, (3,), STEPS, 0, SCHEDULE, name)
+    x = torch.randn(5, 3)
+    for i, step in enumerate(STEPS):
+        t = network_time(step, name, SCHEDULE).expand(5)
+        torch.testing.assert_close(reference.net(program, x, i), module(x, t).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_verify_compares_with_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Net(lambda m, x, t, y: m.short(x)).eval()
+    program = capture(module, (3,), [0, 1], 0, SCHEDULE)
+    layer = program.layers[0]
+    weight = layer.weight.copy()
+    weight[0, 0] += 0.01
+    layers = (type(layer)(layer.src, layer.dst, weight, layer.bias),)
+    with pytest.raises(CaptureError, match="differ from the module at a batch of 1"):
+        capture_module.verify(module, TileProgram(3, layers, 1, 2), (3,), torch.tensor([0, 1]))
+
+
+def test_verify_calls_with_rows_in_another_order() -> None:
+    def every_third(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        m.calls += 1
+        return m.short(x) + 0.1 * (m.calls % 3 == 0)
+
+    module = Net(lambda m, x, t, y: m.short(x)).eval()
+    program = capture(module, (3,), [0, 1], 0, SCHEDULE)
+    module.body = every_third
+    with pytest.raises(CaptureError, match="rows in another order"):
+        capture_module.verify(module, program, (3,), torch.tensor([0, 1]))
+
+
+def test_errors_survive_pickling() -> None:
+    error = CaptureError("reason", "sin", "net.py:3: sin(x)")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and (again.reason, again.op, again.where) == (
+        "reason",
+        "sin",
+        "net.py:3: sin(x)",
+    )
+
+
+def test_importing_does_not_load_the_exporter() -> None:
+    code = "import sys, diffusion_fast.capture; sys.exit('torch.export._trace' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,189 @@
+"""Sampler: what must not go wrong quietly, and memory."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from samplers import SCHEDULE, Foreign, make_model
+from torch import Tensor, nn
+
+import diffusion_fast as df
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> None:
+    """Torch's products here are too small for two threads; the kernels' threads are asked for by argument."""
+    torch.set_num_threads(1)
+
+
+# ---- what must not go wrong quietly
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_rows_that_overflow_are_named(backend: str) -> None:
+    sampler = df.Sampler(make_model(), SCHEDULE, backend=backend)
+    x_T = torch.randn(600, 3)
+    want = sampler.sample(600, x_T=x_T, start=100)
+    x_T[[5, 571], 1] = 3e38  # a > 1 in every row: beyond float32
+    with pytest.warns(RuntimeWarning, match=r"2 of 600 samples .*sample 105, 671 ") as caught:
+        got = sampler.sample(600, x_T=x_T, start=100)
+    assert caught[0].filename == __file__
+    good = torch.ones(600, dtype=torch.bool)
+    good[[5, 571]] = False
+    assert torch.equal(got[good], want[good]) and not got[~good].isfinite().all(1).any()
+    x_T[:, 0] = 3e38
+    with pytest.warns(RuntimeWarning, match=r"600 of 600 .*sample 0, 1, 2, .*\.\.\."):
+        sampler.sample(600, x_T=x_T)
+
+
+def change_in_place(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.get_parameter("model.0.weight").mul_(1.5)
+
+
+def change_a_tensor(model: nn.Module) -> None:
+    model.get_submodule("model.2").bias = nn.Parameter(torch.zeros(24))
+
+
+def change_by_loading(model: nn.Module) -> None:
+    model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [change_in_place, change_a_tensor, change_by_loading])
+def test_weights_that_changed_are_noticed(change: Callable[[nn.Module], None]) -> None:
+    model = make_model()
+    sampler = df.Sampler(model, SCHEDULE, steps=3)
+    before = sampler.sample(5)
+    change(model)
+    out = torch.full((5, 3), 7.0)
+    for call in (lambda: sampler.sample(5, out=out), lambda: sampler.stream(5), lambda: sampler.sample(0)):
+        with pytest.raises(RuntimeError, match=r"model: its weights have changed.*make a new Sampler"):
+            call()
+    assert (out == 7).all()
+    assert not torch.equal(df.Sampler(model, SCHEDULE, steps=3).sample(5), before)
+
+
+def test_weights_that_changed_before_pickling_are_noticed() -> None:
+    model = make_model()
+    sampler = df.Sampler(model, SCHEDULE, steps=3)
+    change_in_place(model)
+    with pytest.raises(RuntimeError, match="model: its weights have changed"):
+        pickle.loads(pickle.dumps(sampler)).sample(5)
+
+
+def test_train_mode_is_refused(sampler: df.Sampler) -> None:
+    model = make_model()
+    later = df.Sampler(model, SCHEDULE, steps=3)
+    model.train()
+    for call in (lambda: df.Sampler(model, SCHEDULE), lambda: later.sample(1), lambda: later.stream(1)):
+        with pytest.raises(ValueError, match=r"model: got .*train mode.*accepted: .*model\.eval\(\)"):
+            call()
+
+
+class WithDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(2, 2), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.dropout(self.layer(x))
+
+
+@pytest.mark.parametrize("backend", ["native", "auto", "torch"])
+def test_a_part_in_train_mode_is_refused(backend: str) -> None:
+    model = WithDropout().eval()
+    model.dropout.train()
+    with pytest.raises(ValueError, match=r"model: got .*train mode.*accepted: .*model\.eval\(\)"):
+        df.Sampler(model, SCHEDULE, shape=2, backend=backend).sample(3)
+
+
+class Returns(nn.Module):
+    """Returns whatever `make` makes of x."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor, t: Tensor) -> Any:
+        return self.make(x)
+
+
+@pytest.mark.parametrize("backend", ["native", "auto", "torch"])
+@pytest.mark.parametrize(
+    "make", [lambda x: x[:, :1], lambda x: x.double(), lambda x: (x,), lambda x: x.sum(0)], ids=str
+)
+def test_a_module_that_returns_something_else_is_refused(backend: str, make: Callable[[Tensor], Any]) -> None:
+    """A column would broadcast, a float64 result would be rounded: neither may pass unseen."""
+    out = torch.full((3, 2), 7.0)
+    with pytest.raises((ValueError, TypeError), match=r"^model"):
+        df.Sampler(Returns(make).eval(), SCHEDULE, shape=2, backend=backend).sample(3, out=out)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("backend", ["native", "auto", "torch"])
+def test_a_time_that_is_infinite_is_refused(backend: str) -> None:
+    with pytest.raises(ValueError, match=r"time_input: got 'sigma'.*finite"):
+        df.Sampler(
+            Foreign().eval(),
+            SCHEDULE.zero_terminal_snr(),
+            shape=2,
+            backend=backend,
+            time_input="sigma",
+            prediction_type="v_prediction",
+        )
+
+
+@pytest.mark.parametrize("name", ["table", "shape", "model", "plan", "anything"])
+def test_a_sampler_does_not_change(name: str) -> None:
+    sampler = df.Sampler(make_model(), SCHEDULE, backend="torch")
+    with pytest.raises(AttributeError, match="immutable"):
+        setattr(sampler, name, None)
+
+
+def test_random_state_is_left_alone(sampler: df.Sampler) -> None:
+    before = torch.get_rng_state()
+    df.Sampler(sampler.model, SCHEDULE, steps=3).sample(10)
+    df.Sampler(sampler.model, SCHEDULE, steps=3, backend="torch").sample(10)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- memory
+
+MEMORY = """
+import diffusion_fast as df
+
+def peak():  # of this program alone; getrusage would begin with the peak of the parent
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+model = df.models.MLPDenoiser(2, (8,), time_dim=2, n_steps=4).eval()
+schedule = df.NoiseSchedule.constant(4, 0.1)
+standardiser = df.Standardiser([1.0, 2.0], [3.0, 4.0])
+samplers = [df.Sampler(model, schedule, steps=2, standardiser=s) for s in (None, standardiser)]
+for sampler in samplers:
+    sampler.sample(1 << 18)
+start = peak()
+for sampler in samplers:
+    assert sum(len(chunk) for chunk in sampler.stream(10_000_000)) == 10_000_000
+streamed = peak()
+for sampler in samplers:
+    sampler.sample(10_000_000)
+print(streamed - start, peak() - streamed)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
+def test_memory_is_the_output_and_little_more() -> None:
+    """10,000,000 x 2 float32 are 76.3 MiB; with a standardiser, which is undone piece by piece, no more."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    streamed, whole = map(float, done.stdout.split())
+    assert streamed < 16
+    # The kernel writes every page of the output; less would mean that nothing was measured.
+    assert 40 < whole < 76.3 + 64
