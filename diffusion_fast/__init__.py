@@ -11,17 +11,18 @@ x = df.sample(model, schedule, 1_000_000, seed=0)
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusion_fast import _cpu, models, noise, ops, reference, solvers
-from diffusion_fast.capture import CaptureError
-from diffusion_fast.checkpoint import Checkpoint, load, save
-from diffusion_fast.plan import Plan
-from diffusion_fast.sampler import Sampler, sample
-from diffusion_fast.schedules import NoiseSchedule
-from diffusion_fast.solvers.table import StepRow, StepTable
-from diffusion_fast.standardiser import Standardiser
-from diffusion_fast.training import TrainingHistory, train
+if TYPE_CHECKING:
+    from diffusion_fast import datasets, metrics, models, noise, ops, plotting, reference, solvers
+    from diffusion_fast.capture import CaptureError
+    from diffusion_fast.checkpoint import Checkpoint, load, save
+    from diffusion_fast.plan import Plan
+    from diffusion_fast.sampler import Sampler, sample
+    from diffusion_fast.schedules import NoiseSchedule
+    from diffusion_fast.solvers.table import StepRow, StepTable
+    from diffusion_fast.standardiser import Standardiser
+    from diffusion_fast.training import TrainingHistory, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -49,18 +50,45 @@ __all__ = [
     "train",
 ]
 
-_LAZY = ("datasets", "metrics", "plotting")  # they import SciPy, POT or matplotlib
+# Public names and the modules they come from, imported at first use (PEP 562): torch, SciPy, POT and
+# matplotlib take seconds, and `diffusion-fast info` or a completion of the shell needs none of them.
+_HOME = {
+    "CaptureError": "capture",
+    "Checkpoint": "checkpoint",
+    "NoiseSchedule": "schedules",
+    "Plan": "plan",
+    "Sampler": "sampler",
+    "Standardiser": "standardiser",
+    "StepRow": "solvers.table",
+    "StepTable": "solvers.table",
+    "TrainingHistory": "training",
+    "load": "checkpoint",
+    "sample": "sampler",
+    "save": "checkpoint",
+    "train": "training",
+}
+_MODULES = {"datasets", "metrics", "models", "noise", "ops", "plotting", "reference", "solvers"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name in _MODULES:
         return importlib.import_module(f"diffusion_fast.{name}")
-    raise AttributeError(f"module 'diffusion_fast' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'diffusion_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"diffusion_fast.{_HOME[name]}"), name)
+    globals()[name] = value  # the next look-up finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def build_info() -> dict[str, Any]:
     """Version, the instruction sets this build has and this processor runs, the one in use, and torch's."""
     import torch
+
+    from diffusion_fast import _cpu
 
     return {
         "version": __version__,

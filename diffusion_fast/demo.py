@@ -91,17 +91,18 @@ def run_demo(
     epochs: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    source: str | None = None,
 ) -> DemoResult:
     """Train, sample, measure, and write `checkpoint.safetensors`, `samples.png` and `loss.png` into out.
 
-    Distances are taken on standardized columns, to the held-out rows of the data set.
+    Distances are taken on standardized columns, to the held-out rows of the data set. The checkpoint
+    remembers `source`, the data's name or path, so that the commands evaluate and plot find the rows again.
     """
     n_samples = _checks.integer("n_samples", n_samples, 1)
     out.mkdir(parents=True, exist_ok=True)
     model, schedule, history = train_demo_model(dataset, epochs=epochs, seed=seed, progress=progress)
-    save(
-        out / "checkpoint.safetensors", model, schedule, dataset.standardiser, metadata={"data": dataset.name}
-    )
+    known = {"data": {"source": source or dataset.name, "seed": seed}, "columns": list(dataset.columns)}
+    save(out / "checkpoint.safetensors", model, schedule, dataset.standardiser, metadata=known)
 
     sampler = Sampler(model, schedule, solver="ddpm", variance=VARIANCE, backend="native")
     began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 from diffusion_fast import _checks
 
 Array = TypeVar("Array", np.ndarray, Tensor)
+
+BLOCK_ELEMENTS = 1 << 21  # 16 MB of float64 at a time: rows may lie in a file larger than the memory
 
 
 class Standardiser:
@@ -35,15 +38,36 @@ class Standardiser:
 
         A constant column keeps std = 1, so that it is only shifted.
         """
-        rows = torch.as_tensor(data)
-        if rows.ndim != 2 or len(rows) == 0:
-            raise _checks.bad_value("data", data, "an (n, dim) array with at least one row")
-        rows = _checks.finite("data", rows.detach().to(torch.float64))
-        mean = rows.mean(0)
-        std = rows.std(0, correction=0)
+        n, mean, var = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        for block in _blocks(data):
+            # Chan, Golub and LeVeque 1979: moments of two sets of rows joined.
+            old, new = n / (n + len(block)), len(block) / (n + len(block))
+            step = block.mean(0).cpu() - mean
+            var = old * var + new * block.var(0, correction=0).cpu() + old * new * step * step
+            mean = mean + new * step
+            n += len(block)
+        std = var.sqrt()
         # Rounding leaves a constant column with a std of about eps |mean|, not exactly 0.
         constant = std <= 1e-14 * mean.abs()
         return cls(mean, torch.where(constant, torch.ones_like(std), std))
+
+    @classmethod
+    def min_max(cls, data: np.ndarray | Tensor) -> Standardiser:
+        """Each column of data, (n, dim), n >= 1, to [-1, 1]: `mean` is its middle, `std` half its range.
+
+        A constant column keeps std = 1, so that it is only shifted, to 0. Raises ValueError as `fit` does.
+        """
+        low, high = torch.tensor([torch.inf]), torch.tensor([-torch.inf])
+        for block in _blocks(data):
+            low, high = torch.minimum(low, block.amin(0).cpu()), torch.maximum(high, block.amax(0).cpu())
+        half = high / 2 - low / 2  # high - low could overflow
+        return cls(low + half, torch.where(half == 0, torch.ones_like(half), half))
+
+    @classmethod
+    def identity(cls, dim: int) -> Standardiser:
+        """Leaves dim >= 1 columns as they are."""
+        dim = _checks.integer("dim", dim, 1)
+        return cls(torch.zeros(dim), torch.ones(dim))
 
     @property
     def dim(self) -> int:
@@ -58,16 +82,22 @@ class Standardiser:
         return self._apply(x, forward=False)
 
     def _apply(self, x: Array, *, forward: bool) -> Array:
-        if not isinstance(x, np.ndarray | Tensor):
+        if not isinstance(x, np.ndarray | Tensor) or (
+            isinstance(x, np.ndarray) and x.dtype.kind not in "fiub"
+        ):
             raise _checks.bad_type("x", x, f"an (n, {self.dim}) array or tensor")
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise _checks.bad_value("x", x, f"an (n, {self.dim}) array or tensor")
-        rows = torch.as_tensor(x)
-        dtype = rows.dtype if rows.is_floating_point() else torch.float64
         # In float64: data far from 0 (mean much larger than std) would lose its digits in float32.
-        mean, std = self.mean.to(rows.device), self.std.to(rows.device)
-        result = ((rows - mean) / std if forward else rows * std + mean).to(dtype)
-        return result.numpy() if isinstance(x, np.ndarray) else result
+        if isinstance(x, Tensor):
+            mean, std = self.mean.to(x.device), self.std.to(x.device)
+            dtype = x.dtype if x.is_floating_point() else torch.float64
+            return ((x - mean) / std if forward else x * std + mean).to(dtype)
+        mean, std = self.mean.numpy(), self.std.numpy()
+        result = np.empty(x.shape, x.dtype if x.dtype.kind == "f" else np.float64)
+        for rows in row_ranges(x):
+            result[rows] = (x[rows] - mean) / std if forward else x[rows] * std + mean
+        return result
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Standardiser):
@@ -88,3 +118,32 @@ def _column(name: str, value: Any) -> Tensor:
     if column.ndim != 1 or len(column) == 0:
         raise _checks.bad_value(name, value, "a sequence of dim numbers")
     return _checks.finite(name, column)
+
+
+def row_ranges(data: np.ndarray | Tensor) -> Iterator[slice]:
+    """The rows of data, (n, dim), in order, a block at a time."""
+    step = max(1, BLOCK_ELEMENTS // max(1, data.shape[1]))
+    return (slice(start, start + step) for start in range(0, len(data), step))
+
+
+def _blocks(data: Any) -> Iterator[Tensor]:
+    """The rows of data as finite float64 tensors, a block at a time."""
+    if not isinstance(data, np.ndarray):
+        data = torch.as_tensor(data).detach()
+    accepted = "an (n, dim) array of numbers with at least one row"
+    if isinstance(data, np.ndarray) and data.dtype.kind not in "fiub":
+        raise _checks.bad_type("data", data, accepted)
+    if data.ndim != 2 or len(data) == 0:
+        raise _checks.bad_value("data", data, accepted)
+    for rows in row_ranges(data):
+        part = data[rows]
+        if isinstance(part, np.ndarray):
+            # NumPy is quicker to look for NaN, and makes a copy: torch warns of arrays that are read-only.
+            finite, block = bool(np.isfinite(part).all()), torch.from_numpy(np.array(part, np.float64))
+        else:
+            finite, block = bool(torch.isfinite(part).all()), part.to(torch.float64)
+        if not finite:
+            _checks.finite(
+                "data", torch.as_tensor(np.array(data, np.float64) if isinstance(data, np.ndarray) else data)
+            )
+        yield block

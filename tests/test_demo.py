@@ -52,8 +52,8 @@ def test_the_command_says_what_is_wrong(tmp_path):
     result = CliRunner().invoke(
         main, ["demo", "--data", str(tmp_path / "bad.npy"), "--out", str(tmp_path / "out")]
     )
-    assert result.exit_code == 1
-    assert "path: got" in result.output
+    assert result.exit_code == 2
+    assert "--data: got" in result.output
     assert not (tmp_path / "out").exists()
     assert CliRunner().invoke(main, ["demo", "--num-samples", "0"]).exit_code == 2
 

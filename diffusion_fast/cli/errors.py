@@ -1,0 +1,122 @@
+"""Exit codes, and errors as one line on standard error.
+
+0: done. 1: a failure while running (no memory, disk full, a loss that is no number). 2: bad input or usage,
+found before anything is written. 130: interrupted. DIFFUSION_FAST_DEBUG=1 shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+class Command(click.Command):
+    """A command whose arguments may be refused by the library: its errors then name the option as typed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError) as error:
+            message = _with_option_name(ctx, " ".join(str(error).split()))
+            raise click.UsageError(message) from error
+
+
+class Program(click.Group):
+    """The group of commands, with this module's exit codes and error lines in place of click's."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        run = partial(super().main, *args, **(options | {"standalone_mode": False}))
+        if not standalone_mode:
+            return run()
+        sys.exit(_exit_code(run))
+
+
+@contextmanager
+def naming(argument: str, typed: str) -> Iterator[None]:
+    """Errors about an argument of the library say what was typed for it instead, such as --data."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        message = str(error)
+        if re.match(rf"{argument}(\[\d+\])?: ", message) is None:
+            raise
+        raise ValueError(f"{typed}{message.removeprefix(argument)}") from error
+
+
+def _exit_code(run: Callable[[], Any]) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            run()
+            return 0
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("DIFFUSION_FAST_DEBUG"):
+            traceback.print_exception(error)
+        code, message = _outcome(error)
+        click.echo(f"error: {message}", err=True)
+        return code
+
+
+def _outcome(error: Exception) -> tuple[int, str]:
+    """The exit code and the line for an error."""
+    message = " ".join(str(error).split())
+    if isinstance(error, click.ClickException):
+        return BAD_INPUT, _usage_message(error)
+    if isinstance(error, MemoryError):
+        return FAILED, f"out of memory: {message or 'fewer samples may fit'}"
+    if isinstance(error, OSError):
+        reason = error.strerror or message
+        return FAILED, reason if error.filename is None else f"{error.filename}: {reason}"
+    if isinstance(error, FloatingPointError):
+        return FAILED, message
+    return FAILED, f"{type(error).__name__}: {message} (DIFFUSION_FAST_DEBUG=1 shows where)"
+
+
+def _usage_message(error: click.ClickException) -> str:
+    """The message of click with the parameter first, as the library's messages have it."""
+    if isinstance(error, click.MissingParameter):
+        return f"{_typed_name(error.ctx, error.param)}: not given; accepted: {_accepted(error.param)}"
+    if isinstance(error, click.BadParameter):
+        return f"{error.param_hint or _typed_name(error.ctx, error.param)}: {error.message}"
+    return " ".join(error.format_message().split())
+
+
+def _with_option_name(ctx: click.Context, message: str) -> str:
+    """ "n_steps: got ..." becomes "--n-steps: got ..." where the command has such an option."""
+    match = re.match(r"(\w+)(?:\[\d+\])?: got ", message)
+    for param in ctx.command.params:
+        if match and param.name == match.group(1):
+            return _typed_name(ctx, param) + message.removeprefix(param.name)
+    return message
+
+
+def _typed_name(ctx: click.Context | None, param: click.Parameter | None) -> str:
+    """--n-steps, CHECKPOINT, or the key of the file where the value comes from one."""
+    if param is None:
+        return "arguments"
+    if ctx is not None and ctx.get_parameter_source(param.name or "") is ParameterSource.DEFAULT_MAP:
+        return f"{param.name} in {ctx.meta['config']}"
+    return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+
+
+def _accepted(param: click.Parameter | None) -> str:
+    return getattr(param.type, "accepted", "a value") if param is not None else "a value"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    click.echo(f"warning: {' '.join(str(message).split())}", err=True)

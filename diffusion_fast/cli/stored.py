@@ -1,0 +1,237 @@
+"""What a checkpoint remembers of its training, and what follows from it: data, sampler, labels, samples."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import diffusion_fast as df
+from diffusion_fast.cli.errors import naming
+from diffusion_fast.cli.output import Samples
+
+FILE_SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
+CHUNK = 1 << 16  # samples: often enough for the bar, and 200 MB of images of 784 pixels
+
+
+def is_checkpoint(path: Path) -> bool:
+    return path.suffix.lower() not in FILE_SUFFIXES
+
+
+def metadata(data: df.datasets.Dataset, settings: dict[str, Any], history: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint of a run remembers."""
+    source = settings["data"]
+    path = source if source in df.datasets.NAMES else str(Path(source).resolve())  # from any folder
+    return {
+        "version": df.__version__,
+        "data": {"source": path, "label_column": settings["label_column"], "seed": settings["seed"]},
+        "columns": list(data.columns),
+        "classes": list(data.classes),
+        "image_shape": None if data.image_shape is None else list(data.image_shape),
+        "prediction_type": settings["prediction_type"],
+        "settings": settings,
+        "history": history,
+    }
+
+
+def load_checkpoint(path: Path, name: str = "CHECKPOINT") -> df.Checkpoint:
+    with naming("path", name):
+        return df.load(path)
+
+
+def load_data(source: str, label_column: str | None, seed: int) -> df.datasets.Dataset:
+    """The data set of that name, the file, or the folder of MNIST's files; rows held out as the seed says."""
+    if source in df.datasets.NAMES:
+        if label_column is not None:
+            raise ValueError(f"--label-column: got {label_column!r}; accepted: nothing with the set {source}")
+        return df.datasets.load(source, seed=seed)
+    if Path(source).is_dir():
+        with naming("folder", "--data"):
+            return df.datasets.mnist(source)
+    if not Path(source).exists():
+        from diffusion_fast import _checks
+
+        names = [*df.datasets.NAMES, "the path of a .npy, .npz, .csv or .parquet file"]
+        _checks.choice("--data", source, names)
+    with naming("path", "--data"), naming("label_column", "--label-column"):
+        return df.datasets.load_file(source, label_column=label_column, seed=seed)
+
+
+def training_data(
+    checkpoint: df.Checkpoint, source: str | None, label_column: str | None
+) -> df.datasets.Dataset:
+    """The data given, else that which the model was trained on, split as it was then."""
+    known = checkpoint.metadata.get("data")
+    if not isinstance(known, dict):
+        known = {"source": known}
+    name = source or known.get("source")
+    if not isinstance(name, str):
+        raise ValueError("--data: not given; accepted: data, for the checkpoint does not say what it learnt")
+    if source is None:
+        label_column = label_column or known.get("label_column")
+    data = load_data(name, label_column, known.get("seed", 0))
+    dim = checkpoint.model.dim
+    if data.dim != dim:
+        raise ValueError(
+            f"--data: got {data.name!r} of {data.dim} columns; accepted: {dim} columns, as the model has"
+        )
+    return data
+
+
+def columns(checkpoint: df.Checkpoint) -> list[str]:
+    known = checkpoint.metadata.get("columns")
+    dim = checkpoint.model.dim
+    return _names(known, dim) or [f"column {i}" for i in range(dim)]
+
+
+def classes(checkpoint: df.Checkpoint) -> list[str]:
+    """The names of the model's classes, [] for a model without."""
+    count = checkpoint.model.n_classes or 0
+    known = checkpoint.metadata.get("classes")
+    return _names(known, count) or [str(i) for i in range(count)]
+
+
+def _names(known: Any, count: int) -> list[str]:
+    """The names that `metadata` wrote, or []: a program may have saved something else under that key."""
+    right = isinstance(known, list) and len(known) == count and all(isinstance(n, str) for n in known)
+    return known if right else []
+
+
+def image_shape(checkpoint: df.Checkpoint) -> tuple[int, int] | None:
+    """(height, width) where a row is an image."""
+    known = checkpoint.metadata.get("image_shape")
+    return None if known is None else (known[0], known[1])
+
+
+def label_column(checkpoint: df.Checkpoint) -> str:
+    """The name of the column that holds the classes of its data, and so those of its samples."""
+    known = checkpoint.metadata.get("data")
+    return (known.get("label_column") if isinstance(known, dict) else None) or "label"
+
+
+def make_sampler(
+    checkpoint: df.Checkpoint,
+    *,
+    solver: str,
+    steps: int | None,
+    variance: str | None,
+    guidance_scale: float | None,
+    precision: str,
+    device: str,
+) -> df.Sampler:
+    options = {} if variance is None else {"variance": variance}
+    if variance is not None and solver != "ddpm":
+        raise ValueError(f"--variance: got {variance!r}; accepted: nothing with --solver {solver}")
+    return checkpoint.sampler(
+        solver=solver,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        precision=precision,
+        device=device,
+        prediction_type=checkpoint.metadata.get("prediction_type", "epsilon"),
+        **options,
+    )
+
+
+def label_cycle(checkpoint: df.Checkpoint, labels: str | None) -> np.ndarray | None:
+    """The class indices that the samples take in turn; None without classes or without a label."""
+    names = classes(checkpoint)
+    if not names:
+        if labels is not None:
+            raise ValueError(f"--labels: got {labels!r}; accepted: nothing, for the model has no classes")
+        return None
+    if labels is None:
+        return np.arange(len(names))
+    if labels == "none" and "none" not in names:
+        return None
+    wanted = [part.strip() for part in labels.split(",")]
+    for name in wanted:
+        if name not in names:
+            accepted = f"{', '.join(names)} (several with commas), or none"
+            raise ValueError(f"--labels: got {name!r}; accepted: {accepted}")
+    return np.array([names.index(name) for name in wanted])
+
+
+class Draw:
+    """The samples of a run in chunks, with the seconds that drawing them took."""
+
+    def __init__(
+        self,
+        sampler: df.Sampler,
+        n: int,
+        *,
+        seed: int,
+        labels: np.ndarray | None,
+        threads: int | None,
+        progress: bool | None,
+    ) -> None:
+        self.n, self.seconds = n, 0.0
+        self.labels = None if labels is None else np.resize(labels, n)
+        self._show = sys.stderr.isatty() if progress is None else progress
+        options = {} if self.labels is None else {"labels": self.labels}
+        self._chunks = sampler.stream(n, CHUNK, seed=seed, threads=threads, **options)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        from tqdm import tqdm
+
+        with tqdm(total=self.n, unit="sample", unit_scale=True, disable=not self._show) as bar:
+            while True:
+                began = time.perf_counter()
+                chunk = next(self._chunks, None)
+                self.seconds += time.perf_counter() - began
+                if chunk is None:
+                    return
+                yield chunk.numpy()
+                bar.update(len(chunk))
+
+    def rows(self) -> np.ndarray:
+        return np.concatenate(list(self))
+
+    def samples(self, columns: list[str], classes: list[str], label_column: str) -> Samples:
+        return Samples(iter(self), self.n, columns, label_column, np.array(classes), self.labels)
+
+
+def data_and_rows(
+    source: Path,
+    *,
+    data: str | None,
+    label_column: str | None,
+    num_samples: int,
+    seed: int,
+    labels: str | None,
+    threads: int | None,
+    progress: bool | None,
+    **how: Any,
+) -> tuple[df.datasets.Dataset, np.ndarray, np.ndarray | None]:
+    """The data; the samples to compare with it, from a file or drawn from a checkpoint; their classes.
+
+    Without labels named, classes are drawn as often as the held-out rows have them. The classes are None
+    where there are none, and for a file.
+    """
+    if not is_checkpoint(source):
+        if data is None:
+            raise ValueError("--data: not given; accepted: the data to compare with, for samples from a file")
+        known = load_data(data, label_column, seed)
+        return known, _read_samples(source, label_column, known), None
+    trained = load_checkpoint(source, "SAMPLES")
+    known = training_data(trained, data, label_column)
+    cycle = label_cycle(trained, labels)
+    same_classes = list(known.classes) == classes(trained)
+    if labels is None and cycle is not None and same_classes:
+        cycle = known.test_labels
+    sampler = make_sampler(trained, **how)
+    draw = Draw(sampler, num_samples, seed=seed, labels=cycle, threads=threads, progress=progress)
+    return known, draw.rows(), draw.labels if same_classes else None
+
+
+def _read_samples(path: Path, label_column: str | None, data: df.datasets.Dataset) -> np.ndarray:
+    with naming("path", "SAMPLES"), naming("label_column", "--label-column"):
+        rows = df.datasets.read(path, label_column=label_column).rows
+    if rows.shape[1] != data.dim:
+        accepted = f"{data.dim} columns, as {data.name!r} has"
+        raise ValueError(f"SAMPLES: got '{path}' of {rows.shape[1]} columns; accepted: {accepted}")
+    return rows

@@ -1,0 +1,274 @@
+"""The commands of diffusion-fast: what they write, print and remember."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shlex
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+from cli_bench import SMALL, done, json_of, listing, make_bench, run
+
+import diffusion_fast as df
+from diffusion_fast import demo
+from diffusion_fast.cli import main, options
+from diffusion_fast.models.embeddings import TIME_EMBEDDINGS
+from diffusion_fast.models.mlp import ACTIVATIONS
+from diffusion_fast.sampler import Sampler
+from diffusion_fast.schedules import SCHEDULE_NAMES
+from diffusion_fast.solvers import SOLVERS
+from diffusion_fast.solvers.levels import PREDICTION_TYPES
+from diffusion_fast.threads import MAX_THREADS
+
+FORMATS = ["npy", "npz", "csv", "parquet"]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bench(tmp_path_factory.mktemp("cli"))
+
+
+# ---- what is written down twice
+
+
+def test_names_are_those_of_the_library() -> None:
+    assert tuple(ACTIVATIONS) == options.ACTIVATIONS
+    assert tuple(SOLVERS) == options.SOLVERS
+    assert options.DATA_SETS == df.datasets.NAMES
+    assert options.TIME_EMBEDDINGS == TIME_EMBEDDINGS
+    assert options.PREDICTION_TYPES == PREDICTION_TYPES
+    assert sorted(options.SCHEDULES) == sorted(SCHEDULE_NAMES)
+    assert options.MAX_THREADS == MAX_THREADS
+    for name in SCHEDULE_NAMES:
+        has_range = "beta_start" in inspect.signature(getattr(df.NoiseSchedule, name)).parameters
+        assert has_range == (name not in options.SCHEDULES_WITHOUT_RANGE)
+    for variance in options.VARIANCES:
+        df.solvers.ddpm(df.NoiseSchedule.cosine(5), variance=variance)
+
+
+def test_the_defaults_of_train_are_the_recipe_of_the_demo() -> None:
+    defaults = {p.name: p.default for p in main.commands["train"].params}
+    assert defaults["hidden"] == ",".join(map(str, demo.HIDDEN))
+    recipe = {
+        "activation": demo.ACTIVATION,
+        "time_embedding": demo.TIME_EMBEDDING,
+        "n_steps": demo.N_STEPS,
+        "batch_size": demo.BATCH_SIZE,
+        "lr": demo.LEARNING_RATE,
+        "ema": demo.EMA,
+        "schedule": "cosine",
+        "lr_decay": "cosine",
+    }
+    assert {name: defaults[name] for name in recipe} == recipe
+
+
+# ---- train
+
+
+def test_the_checkpoint_remembers_the_run(bench: Path) -> None:
+    back = df.load(bench / "kinds.safetensors")
+    assert back.model.n_classes == 2
+    assert back.metadata["columns"] == ["u", "v"]
+    assert back.metadata["classes"] == ["left", "right"]
+    assert back.metadata["data"] == {
+        "source": str((bench / "kinds.csv").resolve()),
+        "label_column": "kind",
+        "seed": 0,
+    }
+    assert back.metadata["settings"]["epochs"] == 150
+    assert back.metadata["settings"]["label_dropout"] == 0.1
+    losses = back.metadata["history"]["train_loss"]
+    assert len(losses) == 150
+    assert np.mean(losses[-10:]) < 0.7 * losses[0]
+    # Centers of +-5 in a ratio of 1 to 3: mean 2.5, deviation 10 sqrt(3) / 4.
+    assert back.standardiser.mean.tolist() == pytest.approx([2.5, 2.5], abs=0.5)
+    assert back.standardiser.std.tolist() == pytest.approx([4.33, 4.33], abs=0.3)
+
+
+def test_a_run_is_the_library_s(tmp_path: Path) -> None:
+    arguments = ["--schedule", "linear", "--beta-start", "0.001", "--beta-end", "0.3", "--seed", 5]
+    more = ["--validation", "0.2", "--prediction-type", "v_prediction", "--ema", "0.9", "--lr", "0.01"]
+    done(tmp_path, "train", "--out", "a.safetensors", *SMALL, *arguments, *more)
+    torch.set_num_threads(1)
+    data = df.datasets.load("helix_3d", seed=5)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = df.models.MLPDenoiser(3, (8,), "relu", "sinusoidal", 10)
+    schedule = df.NoiseSchedule.linear(10, 0.001, 0.3)
+    history = df.train(
+        model,
+        schedule,
+        data,
+        epochs=1,
+        batch_size=1024,
+        lr=0.01,
+        lr_decay="cosine",
+        validation=0.2,
+        ema=0.9,
+        seed=5,
+        prediction_type="v_prediction",
+        progress=False,
+    )
+    back = df.load(tmp_path / "a.safetensors")
+    assert back.schedule == schedule
+    assert back.metadata["history"]["validation_loss"] == history.validation_loss
+    for mine, theirs in zip(model.parameters(), back.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    # and sampling knows what the network predicts
+    done(tmp_path, "sample", "a.safetensors", "--out", "a.npy", "--num-samples", 20)
+    sampler = Sampler(model, schedule, prediction_type="v_prediction", standardiser=data.standardiser)
+    assert np.array_equal(np.load(tmp_path / "a.npy"), sampler.sample(20).numpy())
+
+
+def test_a_file_of_settings_and_options_that_win(tmp_path: Path) -> None:
+    settings = {
+        "hidden": [8, 4],
+        "n-steps": 10,
+        "epochs": 2,
+        "lr": 1,
+        "data": "moons",
+        "out": "a.safetensors",
+    }
+    text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+    (tmp_path / "run.toml").write_text(text)
+    found = json_of(tmp_path, "train", "--config", "run.toml", "--lr", "0.01", "--validation", "0.1")
+    assert found["settings"]["hidden"] == [8, 4]
+    assert found["settings"]["lr"] == 0.01
+    assert found["epochs"] == 2
+    assert found["classes"] == ["0", "1"]
+    assert df.load(tmp_path / "a.safetensors").model.config["hidden"] == [8, 4]
+
+
+def test_early_stopping_is_reported(tmp_path: Path) -> None:
+    arguments = [*SMALL[:4], "--epochs", 50, "--validation", "0.3", "--patience", 1, "--lr", "1.0"]
+    found = json_of(tmp_path, "train", "--data", "spiral", "--out", "a.safetensors", *arguments)
+    assert found["stopped_early"]
+    assert found["epochs"] < 50
+
+
+# ---- sample
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_samples_in_every_format_are_the_library_s(bench: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"s.{suffix}"
+    found = json_of(bench, "sample", "helix.safetensors", "--num-samples", 300, "--seed", 7, "--out", out)
+    checkpoint = df.load(bench / "helix.safetensors")
+    expected = checkpoint.sampler().sample(300, seed=7).numpy()
+    table = df.datasets.read(out)
+    assert np.array_equal(table.rows.astype(np.float32), expected)  # text has digits enough
+    if suffix != "npy":
+        assert table.columns == ("x", "y", "z")
+    assert found["num_samples"] == 300
+    assert found["samples_per_second"] == pytest.approx(300 / found["seconds"])
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_long_file_comes_in_chunks(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusion_fast.cli.stored.CHUNK", 64)
+    arguments = ["--num-samples", 1000, "--labels", "right,left,left"]
+    labels = np.resize([1, 0, 0], 1000)
+    expected = df.load(bench / "kinds.safetensors").sampler().sample(1000, labels=labels).numpy()
+    for suffix in FORMATS:
+        out = tmp_path / f"s.{suffix}"
+        done(bench, "sample", "kinds.safetensors", *arguments, "--out", out)
+        table = df.datasets.read(out, label_column=None if suffix == "npy" else "kind")
+        assert np.array_equal(table.rows.astype(np.float32), expected)
+        if suffix != "npy":
+            assert table.classes == ("left", "right")
+            assert np.array_equal(table.labels, labels)
+
+
+def test_options_reach_the_sampler(bench: Path, tmp_path: Path) -> None:
+    checkpoint = df.load(bench / "kinds.safetensors")
+    cases: list[tuple[list[object], dict, dict]] = [
+        (["--solver", "ddim", "--steps", 4], {"solver": "ddim", "steps": 4}, {"labels": np.arange(30) % 2}),
+        (["--variance", "beta", "--labels", "none"], {"variance": "beta"}, {}),
+        (["--guidance-scale", 2, "--labels", "left"], {"guidance_scale": 2.0}, {"labels": 0}),
+        (["--threads", 1, "--progress", "--labels", "right"], {}, {"labels": 1}),
+    ]
+    for arguments, make, draw in cases:
+        command = ["sample", "kinds.safetensors", "--num-samples", 30, "--out", tmp_path / "s.npy", "--force"]
+        done(bench, *command, *arguments)
+        expected = checkpoint.sampler(**make).sample(30, **draw).numpy()
+        assert np.array_equal(np.load(tmp_path / "s.npy"), expected), arguments
+
+
+def test_classes_are_where_their_data_is(bench: Path, tmp_path: Path) -> None:
+    """Clusters at -5 and +5 of deviation 0.1; a hardly trained model still keeps the sides apart."""
+    done(bench, "sample", "kinds.safetensors", "--num-samples", 400, "--out", tmp_path / "s.csv")
+    table = df.datasets.read(tmp_path / "s.csv", label_column="kind")
+    means = [np.median(table.rows[table.labels == k]) for k in (0, 1)]
+    assert means[0] < -2 and means[1] > 2
+
+
+def test_force_replaces_and_nothing_else_does(bench: Path, tmp_path: Path) -> None:
+    arguments = ["sample", "helix.safetensors", "--num-samples", 10, "--out", tmp_path / "s.npy"]
+    done(bench, *arguments)
+    before = listing(tmp_path)
+    refused = run(bench, *arguments, "--seed", 1)
+    assert refused.exit_code == 2 and "--force" in refused.stderr
+    assert listing(tmp_path) == before
+    done(bench, *arguments, "--seed", 1, "--force")
+    assert listing(tmp_path).keys() == before.keys() and listing(tmp_path) != before
+
+
+def test_a_link_is_followed(bench: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.npy").symlink_to(tmp_path / "real" / "s.npy")
+    done(bench, "sample", "helix.safetensors", "--num-samples", 10, "--out", tmp_path / "link.npy")
+    assert (tmp_path / "link.npy").is_symlink()
+    assert np.load(tmp_path / "real" / "s.npy").shape == (10, 3)
+
+
+# ---- help
+
+
+SHORTER = {
+    "demo": ["--epochs", "1", "--num-samples", "500"],
+    "train": ["--epochs", "1", "--hidden", "8", "--n-steps", "10"],
+    "sample": ["--num-samples", "200"],
+    "evaluate": ["--num-samples", "200"],
+    "plot": ["--num-samples", "50"],
+}
+
+
+def examples(command: click.Command) -> list[list[str]]:
+    text = command.get_help(click.Context(command, info_name="diffusion-fast"))
+    return [shlex.split(line) for line in re.findall(r"^ +diffusion-fast (.*)$", text, re.MULTILINE)]
+
+
+def test_every_example_of_the_help_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the chain, each made short by options after its own; `bench` takes many seconds."""
+    monkeypatch.setattr(demo, "TORCH_SAMPLES", 64)
+    monkeypatch.setattr(demo, "TORCH_CHUNKS", (32,))
+    order = ["train", "sample", "evaluate", "plot", "explain", "info", "demo"]
+    assert {*order, "bench"} == set(main.commands)
+    for name in order:
+        found = examples(main.commands[name])
+        assert found
+        for arguments in found:
+            assert arguments[0] == name
+            done(tmp_path, *arguments, *SHORTER.get(name, []))
+    assert examples(main.commands["bench"]) == [["bench", "--net", "2-128-128-2", "--steps", "200"]]
+    group = [line for line in examples(main) if line[0] in order]
+    assert [line[0] for line in group] == ["train", "sample", "evaluate", "plot", "explain"]
+    own = [line for name in order for line in examples(main.commands[name])]
+    for line in group[:-1]:
+        assert line in own
+
+
+def test_every_option_has_a_help_text() -> None:
+    for command in main.commands.values():
+        for param in command.params:
+            assert isinstance(param, click.Argument) or param.help, (command.name, param.name)
+
+
+def test_without_a_command_there_is_help(bench: Path) -> None:
+    assert "Commands:" in done(bench).stdout
+    assert done(bench, "--version").stdout.strip().endswith(df.__version__)
