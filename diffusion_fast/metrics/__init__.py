@@ -1,0 +1,34 @@
+"""Distances between samples and data, and likelihoods of data, each with what fresh real data would get.
+
+A number alone says little: even perfect samples have a distance above 0 to a finite data set, and a share
+below 1 of it. So every result carries a `floor`, real data in the place of the samples, and a `spread`.
+
+    distances       emd, emd_sum, sliced_wasserstein, energy_distance
+    densities       kernel_nll, kde_score
+    coverage        mode_coverage, precision_recall
+    of a model      log_likelihood (log_density per row), variational_bound
+"""
+
+from __future__ import annotations
+
+from diffusion_fast.metrics.coverage import PrecisionRecall, mode_coverage, precision_recall
+from diffusion_fast.metrics.density import kde_score, kernel_nll
+from diffusion_fast.metrics.likelihood import log_density, log_likelihood, variational_bound
+from diffusion_fast.metrics.result import MetricResult
+from diffusion_fast.metrics.transport import emd, emd_sum, energy_distance, sliced_wasserstein
+
+__all__ = [
+    "MetricResult",
+    "PrecisionRecall",
+    "emd",
+    "emd_sum",
+    "energy_distance",
+    "kde_score",
+    "kernel_nll",
+    "log_density",
+    "log_likelihood",
+    "mode_coverage",
+    "precision_recall",
+    "sliced_wasserstein",
+    "variational_bound",
+]
