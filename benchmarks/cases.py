@@ -1,30 +1,63 @@
-"""The registry of what is measured, and what each measurement must reach on two cores."""
+"""Chains, short calls and single steps: what is measured and what each must reach on two cores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from benchmarks import machine, peers
-from benchmarks.measure import Contender, Result, compare
+from benchmarks import machine, peers, traffic
+from diffusion_fast import NoiseSchedule, Sampler, ops, solvers
+from diffusion_fast._timing import Contender, Result, compare, fma_peak
+from diffusion_fast._torch_peers import (
+    ChainPeer,
+    Coefficients,
+    TorchEager,
+    TorchFolded,
+    best_chunk,
+    flop_per_sample_step,
+    limited_run,
+    linear_betas,
+)
+from diffusion_fast.models import MLPDenoiser
 
 REPEATS = 5
+PEER_SECONDS = 1.0  # a peer's run is cut there and scaled
+SMALL = 4096  # samples of an entry under pytest-benchmark
+STEP_FLOP = 5  # a x + e eps + s z; drawing z is not counted
 
 
-def peer_or_reason(make: Callable[[], Any], result: Result) -> Any | None:
+class Case(Protocol):
+    """What is measured.
+
+    names: the contenders, ours first. prepare(name): one of them at a small size, to be called any number of
+    times; ImportError where a package is missing. measure: all beside each other, and the requirements.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def prepare(self, name: str) -> Callable[[], object]: ...
+
+    def measure(self, quick: bool) -> Any: ...
+
+
+def peer_or_reason(make: Callable[[], Any], result: Result, name: str) -> Any | None:
     """The peer, or None with a note in the result where an optional package is missing."""
     try:
         return make()
     except ImportError as error:
-        result.missing.append(f"not measured: {error}")
+        result.missing.append(f"{name} not measured: {error}")
         return None
 
 
-def one_chunk(peer: Any, n: int) -> None:
+def one_chunk(peer: ChainPeer, n: int) -> None:
     peer.chunk(n)
 
 
@@ -40,44 +73,62 @@ class Chain:
     faster: dict[str, float] = field(default_factory=dict)
 
     @property
+    def shape(self) -> str:
+        return "-".join(map(str, self.widths))
+
+    @property
     def name(self) -> str:
-        return "chain-" + "-".join(str(width) for width in self.widths)
+        return f"chain-{self.shape}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return "ours", *peers.CHAIN_PEERS
 
     @property
     def gflop_per_sample(self) -> float:
-        """Useful work: the products that depend on x, without the time embedding."""
-        return 2e-9 * self.steps * sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
+        return 1e-9 * self.steps * flop_per_sample_step(self.widths)
 
     @cached_property
-    def model(self) -> peers.Denoiser:
+    def model(self) -> MLPDenoiser:
         torch.manual_seed(0)
-        return peers.Denoiser(self.widths, self.activation, self.steps).eval()
+        hidden = self.widths[1:-1]
+        return MLPDenoiser(self.widths[0], hidden, self.activation, "learned", self.steps).eval()
 
     @cached_property
-    def sampler(self) -> Any:
-        import diffusion_fast as df
-
-        schedule = df.NoiseSchedule.linear(
-            n_steps=self.steps, beta_start=peers.BETA_START, beta_end=peers.BETA_END
-        )
-        shape = (self.widths[0],)
-        return df.Sampler(self.model, schedule, shape=shape, variance="posterior", backend="native")
+    def sampler(self) -> Sampler:
+        schedule = NoiseSchedule(linear_betas(self.steps))
+        return Sampler(self.model, schedule, variance="posterior", backend="native")
 
     def ours(self, n: int) -> None:
         self.sampler.sample(n, seed=0)
 
+    def prepare(self, name: str) -> Callable[[], object]:
+        if name == "ours":
+            return partial(self.ours, SMALL)
+        return partial(one_chunk, peers.CHAIN_PEERS[name](self.model), SMALL)
+
     def contenders(self, n: int, result: Result) -> list[Contender]:
-        self.ours(min(n, 4096))
-        found = [Contender("ours", partial(self.ours, n))]
-        for make in peers.CHAIN_PEERS:
-            peer = peer_or_reason(partial(make, self.model, self.activation), result)
-            if peer is not None:
-                size = peers.best_chunk(peer, n, self.steps)
-                peer.chunk(size)
-                run = partial(peers.seconds_for, peer, n, size)
-                required = self.faster.get(peer.name)
-                found.append(Contender(peer.name, run, note=f"chunk {size}", required=required))
-            if isinstance(peer, peers.JaxScan):  # and as it is usually written: one scan over all samples
+        self.ours(min(n, SMALL))
+        flop = flop_per_sample_step(self.widths)
+        intensity = self.steps * flop / (4 * self.widths[0])  # x stays in registers and the first cache
+        found = [Contender("ours", partial(self.ours, n), flop_per_byte=intensity)]
+        for name, make in peers.CHAIN_PEERS.items():
+            peer = peer_or_reason(partial(make, self.model), result, name)
+            if peer is None:
+                continue
+            size = best_chunk(peer, n, self.steps)
+            run, note = limited_run(peer, n, size, PEER_SECONDS)
+            plain = isinstance(peer, TorchEager | TorchFolded)  # of the others it is not known
+            found.append(
+                Contender(
+                    name,
+                    run,
+                    note=note,
+                    required=self.faster.get(name),
+                    flop_per_byte=flop / traffic.bytes_per_sample_step(peer, size) if plain else None,
+                )
+            )
+            if name == peers.JaxScan.name:  # and as it is usually written: one scan over all samples
                 peer.chunk(n)
                 required = self.faster.get("jax one scan")
                 found.append(Contender("jax one scan", partial(one_chunk, peer, n), required=required))
@@ -85,38 +136,48 @@ class Chain:
 
     def measure(self, quick: bool) -> Result:
         n = self.samples // 4 if quick else self.samples
-        result = Result(
-            self.name, f"{self.activation}, {self.steps} steps, {n:,} samples; ceiling = FMA peak", "GFLOP/s"
-        )
+        title = f"{self.activation}, {self.steps} steps, {n:,} samples; ceiling = FMA peak"
+        result = Result(self.name, title, "GFLOP/s", gflop_per_unit=1.0)
         repeats = 3 if quick else REPEATS
-        work = self.gflop_per_sample * n
-        return compare(result, self.contenders(n, result), work, repeats, machine.fma_peak, self.peak_share)
+        found = self.contenders(n, result)
+        return compare(result, found, self.gflop_per_sample * n, repeats, fma_peak, self.peak_share)
 
 
 @dataclass(frozen=True)
 class Latency:
-    """A few samples at once: what a call costs when there is little to compute."""
+    """A few samples at once, in one call: what a call costs, and from where on the work counts."""
 
     samples: int
+    calls: tuple[int, int]  # of ours and of a peer, timed in a row
+    rounds: int
+    faster: dict[str, float] = field(default_factory=dict)
     chain: Chain = Chain((2, 64, 64, 2), "relu", 50, 64)
-    faster: float = 20.0
 
     @property
     def name(self) -> str:
         return f"latency-{self.samples}"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        # Each size is compiled for itself; trying out every kernel would take half a minute for each.
+        return tuple(name for name in self.chain.names if name != peers.TorchCompileMax.name)
+
+    def prepare(self, name: str) -> Callable[[], object]:
+        if name == "ours":
+            return partial(self.chain.ours, self.samples)
+        return partial(one_chunk, peers.CHAIN_PEERS[name](self.chain.model), self.samples)
+
     def measure(self, quick: bool) -> Result:
-        chain, n = self.chain, self.samples
-        result = Result(self.name, f"sample({n}), {chain.steps} steps of {chain.name[6:]}", "samples/s")
-        chain.ours(n)
-        found = [Contender("ours", partial(chain.ours, n), calls=200)]
-        for make in peers.CHAIN_PEERS:
-            peer = peer_or_reason(partial(make, chain.model, chain.activation), result)
-            if peer is not None:
-                peer.chunk(n)
-                required = self.faster if peer.name == peers.TorchEager.name else None
-                found.append(Contender(peer.name, partial(one_chunk, peer, n), calls=20, required=required))
-        return compare(result, found, n, 5 if quick else 15)
+        title = f"sample({self.samples}), {self.chain.steps} steps of {self.chain.shape}"
+        result = Result(self.name, title, "samples/s")
+        found = []
+        for name in self.names:
+            run = peer_or_reason(partial(self.prepare, name), result, name)
+            if run is not None:
+                run()
+                calls = self.calls[0 if name == "ours" else 1]
+                found.append(Contender(name, run, calls, required=self.faster.get(name)))
+        return compare(result, found, self.samples, 5 if quick else self.rounds)
 
 
 @dataclass(frozen=True)
@@ -133,50 +194,51 @@ class Step:
     def name(self) -> str:
         return f"step-{self.dim}-{str(self.dtype).removeprefix('torch.')}"
 
-    def contenders(self, x: torch.Tensor, eps: torch.Tensor, result: Result) -> list[Contender]:
-        import diffusion_fast as df
+    @property
+    def names(self) -> tuple[str, ...]:
+        return "ours", "torch in place", "diffusers"
 
-        schedule = df.NoiseSchedule.linear(
-            n_steps=self.steps, beta_start=peers.BETA_START, beta_end=peers.BETA_END
-        )
-        row = df.solvers.ddpm(schedule, variance="posterior")[self.steps - 1 - self.t]
-        c = peers.Coefficients.ddpm(self.steps)
+    def prepare(self, name: str) -> Callable[[], object]:
+        return self.run(name, *self.tensors(1 << 20))
+
+    def tensors(self, elements: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (elements // self.dim, self.dim)
+        return torch.randn(shape).to(self.dtype), torch.randn(shape).to(self.dtype)
+
+    def run(self, name: str, x: torch.Tensor, eps: torch.Tensor) -> Callable[[], object]:
+        if name == "ours":
+            row = solvers.ddpm(NoiseSchedule(linear_betas(self.steps)), variance="posterior")[
+                self.steps - 1 - self.t
+            ]
+            return partial(ops.reverse_step, x, eps, row, seed=0, step=self.steps - 1 - self.t, out=x)
+        if name == "diffusers":
+            return partial(peers.DiffusersStep(self.steps, self.t), x, eps)
+        c = Coefficients.ddpm(self.steps)
         a, e, s = (float(column[self.t]) for column in (c.a, c.e, c.s))
-        noise = torch.empty_like(x)
-
-        def ours() -> None:
-            df.ops.reverse_step(x, eps, row, seed=0, step=self.steps - 1 - self.t, out=x)
-
-        def in_place() -> None:
-            peers.inplace_step(x, eps, noise, a, e, s)
-
-        found = [
-            Contender("ours", ours),
-            Contender("torch in place", in_place, required=self.faster.get("torch in place")),
-        ]
-        step = peer_or_reason(partial(peers.DiffusersStep, self.steps, self.t), result)
-        if step is not None:
-            found.append(Contender(step.name, partial(step, x, eps), required=self.faster.get(step.name)))
-        return found
+        return partial(peers.inplace_step, x, eps, torch.empty_like(x), a, e, s)
 
     @torch.inference_mode()
     def measure(self, quick: bool) -> Result:
-        elements = 1 << (22 if quick else 25)
-        shape = (elements // self.dim, self.dim)
-        x, eps = torch.randn(shape).to(self.dtype), torch.randn(shape).to(self.dtype)
-        title = f"reverse_step with noise, {shape[0]:,} x {self.dim}; ceiling = copy bandwidth"
-        result = Result(self.name, title, "Melem/s")
-        found = self.contenders(x, eps, result)
-        for contender in found:
-            contender.run()
+        x, eps = self.tensors(1 << (22 if quick else 25))
+        size = x.element_size()
+        title = f"reverse_step with noise, {len(x):,} x {self.dim}; ceiling = copy bandwidth"
+        result = Result(self.name, title, "Melem/s", gflop_per_unit=1e-3 * STEP_FLOP)
+        found = []
+        for name in self.names:
+            run = peer_or_reason(partial(self.run, name, x, eps), result, name)
+            if run is not None:
+                run()
+                # The fused step reads x and eps and writes x.
+                moved = 3 * size if name == "ours" else traffic.bytes_moved(run) / x.numel()
+                intensity = STEP_FLOP / moved
+                found.append(Contender(name, run, required=self.faster.get(name), flop_per_byte=intensity))
 
         def ceiling() -> float:
-            return 1e3 * machine.copy_bandwidth(1) / (3 * x.element_size())
+            return 1e3 * machine.copy_bandwidth(1) / (3 * size)
 
         return compare(result, found, x.numel() / 1e6, 3 if quick else REPEATS, ceiling)
 
 
-Case = Chain | Latency | Step
 STEP_FASTER = {"torch in place": 6.0, "diffusers": 20.0}
 CHAINS = [
     Chain((2, 128, 128, 2), "relu", 200, 20_000, 0.85, {"torch folded": 1.5, "jax one scan": 2.0}),
@@ -186,7 +248,11 @@ CHAINS = [
         (1, 16, 16, 1), "relu", 250, 100_000, None, {"torch eager": 12, "torch folded": 3, "jax one scan": 3}
     ),
 ]
-LATENCIES = [Latency(1), Latency(64)]
+LATENCIES = [
+    Latency(1, (200, 20), 15, {"torch eager": 20.0}),
+    Latency(64, (200, 20), 15, {"torch eager": 20.0}),
+    Latency(4096, (10, 3), 9),
+]
 STEPS = [
     *(Step(dim, faster=STEP_FASTER if dim >= 3 else {}) for dim in (1, 2, 3, 64, 1024)),
     *(Step(dim, torch.bfloat16) for dim in (1, 2, 3, 64, 1024)),

@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own: a forced instruction set, and peak memory.
+"""Measurements that need a process of their own: a forced instruction set, and memory.
 
 `measure(...)` runs this file with `python -m benchmarks.isolated WHAT full` and reads one line of JSON.
 """
@@ -9,6 +9,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = 10_000_000
 CHUNK = 1 << 18
 MEGABYTE = 1e6
+FILE_BLOCK_ROWS = 625_000  # 10 MB of four float32 columns
 
 
 def measure(what: str, quick: bool, **environment: str) -> dict[str, Any]:
@@ -40,9 +44,9 @@ def _memory(key: str) -> float:
 
 def _peak_share(quick: bool) -> dict[str, Any]:
     """Ours against the FMA peak of the instruction set that this process was started with."""
-    from benchmarks import cases, machine
-    from benchmarks.measure import Contender, Result, compare
+    from benchmarks import cases
     from diffusion_fast import _cpu
+    from diffusion_fast._timing import Contender, Result, compare, fma_peak
 
     shares = {}
     for chain in cases.CHAINS:
@@ -50,9 +54,7 @@ def _peak_share(quick: bool) -> dict[str, Any]:
             n = chain.samples // 4  # short runs and many: on a shared machine some are undisturbed
             chain.ours(1024)
             ours = [Contender("ours", partial(chain.ours, n))]
-            row = compare(
-                Result("", ""), ours, chain.gflop_per_sample * n, 5 if quick else 20, machine.fma_peak
-            )
+            row = compare(Result("", ""), ours, chain.gflop_per_sample * n, 5 if quick else 20, fma_peak)
             shares[chain.name] = {"share": row.rows[0].of_ceiling, "gflops": row.rows[0].best_rate}
     return {"isa": _cpu.isa(), "chains": shares}
 
@@ -77,12 +79,43 @@ def _memory_growth(quick: bool, stream: bool) -> dict[str, Any]:
     return {"growth_mb": _memory("VmHWM") - before, "output_mb": output}
 
 
+def _open_file(quick: bool) -> dict[str, Any]:
+    """MB of memory, the file's own pages not counted, that opening a large .npy takes."""
+    import numpy as np
+
+    from diffusion_fast import datasets
+
+    blocks = 10 if quick else 100
+    block = np.random.default_rng(0).standard_normal((FILE_BLOCK_ROWS, 4), dtype=np.float32)
+    shape = (blocks * FILE_BLOCK_ROWS, 4)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.npy"
+        with path.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for _ in range(blocks):
+                block.tofile(file)
+        before = _memory("RssAnon")
+        # What is allocated meanwhile and given back, which the system no longer shows.
+        tracemalloc.start()
+        began = time.perf_counter()
+        table = datasets.read(path)
+        seconds = time.perf_counter() - began
+        growth = max(tracemalloc.get_traced_memory()[1] / MEGABYTE, _memory("RssAnon") - before)
+        if table.rows.shape != shape:
+            raise RuntimeError(f"wrote rows of shape {shape}, read {table.rows.shape}")
+        return {"growth_mb": growth, "file_mb": path.stat().st_size / MEGABYTE, "seconds": seconds}
+
+
 def main() -> None:
     what, quick = sys.argv[1], sys.argv[2] == "quick"
     if what == "peak":
-        print(json.dumps(_peak_share(quick)))
+        found = _peak_share(quick)
+    elif what == "open":
+        found = _open_file(quick)
     else:
-        print(json.dumps(_memory_growth(quick, stream=what == "stream")))
+        found = _memory_growth(quick, stream=what == "stream")
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

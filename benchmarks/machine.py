@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ["diffusion-fast", "torch", "numpy", "jax", "diffusers"]
+from diffusion_fast._timing import fma_peak
+
+PACKAGES = ["diffusion-fast", "torch", "numpy", "scipy", "POT", "jax", "diffusers", "onnxruntime"]
 
 
 def _first_line(path: str, key: str) -> str:
@@ -75,13 +77,6 @@ def sgemm_gflops(size: int = 2048, repeats: int = 5) -> float:
         torch.mm(a, b, out=out)
         times.append(time.perf_counter() - begin)
     return 2 * size**3 / min(times) / 1e9
-
-
-def fma_peak(seconds: float = 0.2) -> float:
-    """GFLOP/s of multiply-adds on registers alone: the chosen instruction set, as many threads as torch."""
-    from diffusion_fast import _cpu
-
-    return float(_cpu.fma_peak(_cpu.isa(), torch.get_num_threads(), seconds))
 
 
 if __name__ == "__main__":

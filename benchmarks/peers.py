@@ -1,159 +1,120 @@
-"""What others would write for the same job: plain torch, torch by hand, JAX and diffusers.
+"""What others would write for the same job: torch.compile, JAX, ONNX Runtime and diffusers.
 
-Each chain peer is made once (weights packed, functions compiled) and then called with a number of samples.
-The coefficients are those of DDPM with the posterior variance (Ho et al. 2020, arXiv:2006.11239, algorithm
-2), computed here from the betas so that no peer depends on the package it is compared with.
+The two chains in plain torch are in diffusion_fast/_torch_peers.py. Each chain peer is made once (weights
+packed, functions compiled) and then called with a number of samples. All but diffusers' loop run the network
+with the time embedding folded into a table; tests/test_benchmarks.py compares each with the others.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-BETA_START, BETA_END = 1e-4, 0.02
-CHUNKS = [256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+from diffusion_fast._torch_peers import (
+    CHUNKS,
+    INPLACE_ACTIVATIONS,
+    ChainPeer,
+    Coefficients,
+    Folded,
+    TorchEager,
+    TorchFolded,
+    linear_betas,
+)
+from diffusion_fast.models import MLPDenoiser
 
 
-class Denoiser(nn.Module):
-    """concat[x, embedding of t] through a multilayer perceptron, as a user writes it; t counts from 0."""
+class FoldedStep(nn.Module):
+    """One step of the folded chain as a torch module, for compilers."""
 
-    def __init__(self, widths: Sequence[int], activation: str, n_steps: int, time_dim: int = 16) -> None:
+    def __init__(self, folded: Folded) -> None:
         super().__init__()
-        self.dim = widths[0]
-        self.n_steps = n_steps
-        self.time_embed = nn.Sequential(
-            nn.Linear(1, time_dim), nn.Tanh(), nn.Linear(time_dim, time_dim), nn.Tanh()
-        )
-        layers: list[nn.Module] = []
-        n_in = widths[0] + time_dim
-        for width in widths[1:-1]:
-            layers += [nn.Linear(n_in, width), ACTIVATIONS[activation]()]
-            n_in = width
-        self.net = nn.Sequential(*layers, nn.Linear(n_in, widths[-1]))
+        biases: list[Tensor | None] = [None, *folded.biases]
+        self.layers = nn.ModuleList()
+        for weight, bias in zip(folded.weights, biases, strict=True):
+            n_in, n_out = weight.shape
+            layer = nn.Linear(n_in, n_out, bias=bias is not None)
+            layer.load_state_dict({"weight": weight.t()} | ({} if bias is None else {"bias": bias}))
+            self.layers.append(layer)
+        self.act = INPLACE_ACTIVATIONS[folded.activation]
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        embedding = self.time_embed(((t + 1).float() / self.n_steps - 0.5).unsqueeze(-1))
-        return self.net(torch.cat([x, embedding], dim=-1))
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """x <- a x + e eps + s z for each step t, float64 arrays of length T; s[0] = 0."""
-
-    a: np.ndarray
-    e: np.ndarray
-    s: np.ndarray
-
-    @classmethod
-    def ddpm(cls, n_steps: int) -> Coefficients:
-        betas = np.linspace(BETA_START, BETA_END, n_steps)
-        alphas = 1 - betas
-        abar = np.cumprod(alphas)
-        abar_prev = np.append(1.0, abar[:-1])
-        a = 1 / np.sqrt(alphas)
-        return cls(a, -a * betas / np.sqrt(1 - abar), np.sqrt(betas * (1 - abar_prev) / (1 - abar)))
+    def forward(self, x: Tensor, row: Tensor, aes: Tensor, z: Tensor) -> Tensor:
+        h = self.act(self.layers[0](x) + row)
+        for layer in self.layers[1:-1]:
+            h = self.act(layer(h))
+        return aes[0] * x + aes[1] * self.layers[-1](h) + aes[2] * z
 
 
-@dataclass(frozen=True)
-class Folded:
-    """The denoiser with its time embedding folded into one bias row of the first layer for each step.
+class TorchCompile:
+    """torch.compile of one folded step; the noise is torch's own, which was faster than inside the graph."""
 
-    weights[i] is (n_in, n_out), so that a layer is x @ w + b. table (T, n_out) holds the first layer's
-    biases; biases[i] belongs to layer i + 1.
-    """
+    name = "torch.compile"
+    chunks: Sequence[int] = (2048, 8192)  # each is compiled for itself, five seconds and more
+    options: dict[str, Any] = {}
 
-    weights: list[Tensor]
-    biases: list[Tensor]
-    table: Tensor
+    def __init__(self, model: MLPDenoiser) -> None:
+        import torch._dynamo
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
 
-    @classmethod
-    def of(cls, model: Denoiser) -> Folded:
-        linears = [layer for layer in model.net if isinstance(layer, nn.Linear)]
-        dim = model.dim
-        with torch.no_grad():
-            t = torch.arange(model.n_steps)
-            embedding = model.time_embed(((t + 1).float() / model.n_steps - 0.5).unsqueeze(-1))
-            table = nn.functional.linear(embedding, linears[0].weight[:, dim:], linears[0].bias)
-        matrices = [linears[0].weight[:, :dim]] + [layer.weight for layer in linears[1:]]
-        weights = [matrix.detach().t().contiguous() for matrix in matrices]
-        return cls(weights, [layer.bias.detach() for layer in linears[1:]], table)
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise ImportError("torch.compile finds no C++ compiler") from error
+        folded, steps = Folded.of(model), Coefficients.ddpm(model.n_steps)
+        self.aes = torch.from_numpy(np.stack([steps.a, steps.e, steps.s], axis=1)).float()
+        self.table, self.dim = folded.table, model.dim
+        module = FoldedStep(folded).eval().requires_grad_(False)
+        # Every model and size counts as a recompilation of the same code, and past the limit it would run
+        # uncompiled without a word; fullgraph makes that an error.
+        torch._dynamo.config.recompile_limit = 256
+        # A program for each size: with dynamic=True products of few samples take a slower path.
+        self.step = torch.compile(module, dynamic=False, fullgraph=True, options=self.options)
 
+    @torch.no_grad()
+    def eps(self, x: Tensor, t: int) -> Tensor:
+        return self.step(x, self.table[t], torch.tensor([0.0, 1.0, 0.0]), torch.zeros_like(x))
 
-class TorchEager:
-    """The loop of a tutorial: a batch of equal t, the model, the update with fresh tensors."""
-
-    name = "torch eager"
-
-    def __init__(self, model: Denoiser, activation: str) -> None:
-        self.model = model.eval()
-        self.steps = Coefficients.ddpm(model.n_steps)
-        self.dim = model.dim
-
-    @torch.inference_mode()
+    @torch.no_grad()
     def chunk(self, n: int, n_steps: int | None = None) -> Tensor:
-        x = torch.randn(n, self.dim)
-        for t in reversed(range(self.model.n_steps if n_steps is None else n_steps)):
-            eps = self.model(x, torch.full((n,), t, dtype=torch.long))
-            x = float(self.steps.a[t]) * x + float(self.steps.e[t]) * eps
-            if t > 0:
-                x = x + float(self.steps.s[t]) * torch.randn_like(x)
+        x, z = torch.randn(n, self.dim), torch.empty(n, self.dim)
+        for t in reversed(range(len(self.table) if n_steps is None else n_steps)):
+            x = self.step(x, self.table[t], self.aes[t], z.normal_() if t else z)
         return x
 
 
-class TorchFolded:
-    """The best of plain torch: table instead of embedding, buffers instead of allocations, all in place."""
+class TorchCompileMax(TorchCompile):
+    """With every kernel tried out and the weights as constants of the program."""
 
-    name = "torch folded"
-
-    def __init__(self, model: Denoiser, activation: str) -> None:
-        self.folded = Folded.of(model)
-        self.steps = Coefficients.ddpm(model.n_steps)
-        self.n_steps = model.n_steps
-        self.act = {"relu": torch.relu_, "tanh": torch.tanh_}[activation]
-        self.buffers: list[Tensor] = []
-
-    @torch.inference_mode()
-    def chunk(self, n: int, n_steps: int | None = None) -> Tensor:
-        weights, steps = self.folded.weights, self.steps
-        dim = weights[-1].shape[1]
-        if not self.buffers or len(self.buffers[0]) != n:
-            self.buffers = [torch.empty(n, w.shape[1]) for w in weights] + [torch.empty(n, dim)]
-        *hidden, eps, noise = self.buffers
-        x = torch.randn(n, dim)
-        for t in reversed(range(self.n_steps if n_steps is None else n_steps)):
-            h = self.act(torch.addmm(self.folded.table[t], x, weights[0], out=hidden[0]))
-            for bias, weight, out in zip(self.folded.biases[:-1], weights[1:-1], hidden[1:], strict=True):
-                h = self.act(torch.addmm(bias, h, weight, out=out))
-            torch.addmm(self.folded.biases[-1], h, weights[-1], out=eps)
-            x.mul_(float(steps.a[t])).add_(eps, alpha=float(steps.e[t]))
-            if t > 0:
-                x.add_(noise.normal_(), alpha=float(steps.s[t]))
-        return x
+    name = "torch.compile max"
+    chunks = (2048,)  # half a minute of compiling
+    options = {"max_autotune": True, "freezing": True, "autotune_num_choices_displayed": 0}
 
 
 class JaxScan:
     """One jitted lax.scan over the steps with the table folded in; its key is split once for each step."""
 
     name = "jax scan"
+    chunks: Sequence[int] = CHUNKS
 
-    def __init__(self, model: Denoiser, activation: str) -> None:
+    def __init__(self, model: MLPDenoiser) -> None:
         import jax
         import jax.numpy as jnp
 
         folded, steps = Folded.of(model), Coefficients.ddpm(model.n_steps)
         weights = [jnp.asarray(w.numpy()) for w in folded.weights]
         biases = [jnp.asarray(b.numpy()) for b in folded.biases]
-        act = {"relu": jax.nn.relu, "tanh": jnp.tanh}[activation]
+        act = {"relu": jax.nn.relu, "tanh": jnp.tanh}[folded.activation]
         columns = [c.astype(np.float32) for c in (steps.a, steps.e, steps.s)] + [folded.table.numpy()]
-        rows = tuple(jnp.asarray(column[::-1].copy()) for column in columns)
-        dim = weights[-1].shape[1]
+
+        def network(x: Any, row: Any) -> Any:
+            h = act(x @ weights[0] + row)
+            for weight, b in zip(weights[1:-1], biases[:-1], strict=True):
+                h = act(h @ weight + b)
+            return h @ weights[-1] + biases[-1]
 
         def chain(key: Any, rows: Any, n: int) -> Any:
             key, first = jax.random.split(key)
@@ -162,51 +123,149 @@ class JaxScan:
                 x, key = carry
                 a, e, s, bias = row
                 key, fresh = jax.random.split(key)
-                h = act(x @ weights[0] + bias)
-                for weight, b in zip(weights[1:-1], biases[:-1], strict=True):
-                    h = act(h @ weight + b)
-                eps = h @ weights[-1] + biases[-1]
-                return (a * x + e * eps + s * jax.random.normal(fresh, x.shape), key), None
+                return (a * x + e * network(x, bias) + s * jax.random.normal(fresh, x.shape), key), None
 
-            return jax.lax.scan(step, (jax.random.normal(first, (n, dim)), key), rows)[0][0]
+            return jax.lax.scan(step, (jax.random.normal(first, (n, model.dim)), key), rows)[0][0]
 
         self.key = jax.random.key(0)
-        self.rows = rows
-        self.n_steps = model.n_steps
+        self.rows = tuple(jnp.asarray(column[::-1].copy()) for column in columns)
+        self.network = jax.jit(network)
         self.compiled = jax.jit(chain, static_argnums=2)
+
+    def eps(self, x: Tensor, t: int) -> Tensor:
+        return torch.from_numpy(np.array(self.network(x.numpy(), self.rows[-1][-1 - t])))
 
     def chunk(self, n: int, n_steps: int | None = None) -> Any:
         rows = self.rows if n_steps is None else tuple(column[-n_steps:] for column in self.rows)
         return self.compiled(self.key, rows, n).block_until_ready()
 
 
-CHAIN_PEERS: list[Callable[[Denoiser, str], Any]] = [TorchEager, TorchFolded, JaxScan]
+class OnnxRuntime:
+    """A session for one folded step, rows of tables chosen by t, on buffers bound once for each size.
+
+    The noise is drawn by torch into its buffer; ONNX Runtime's own RandomNormal is not vectorised.
+    """
+
+    name = "onnx runtime"
+    chunks: Sequence[int] = CHUNKS
+
+    def __init__(self, model: MLPDenoiser) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Threads that wait by spinning would disturb torch's noise and whatever is measured next. Within the
+        # noise of a measurement it makes this peer no slower (64 to 8192 samples of two nets).
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        program = onnx_step(Folded.of(model), Coefficients.ddpm(model.n_steps))
+        self.session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+        self.dim, self.n_steps = model.dim, model.n_steps
+        self.t = np.zeros(1, dtype=np.int64)
+        self.x: list[Tensor] = []
+
+    def _bind(self, n: int) -> None:
+        self.x, self.z = [torch.empty(n, self.dim) for _ in range(2)], torch.empty(n, self.dim)
+        self.bindings = []
+        for source, target in (self.x, self.x[::-1]):
+            binding = self.session.io_binding()
+            for name, buffer in (("x", source), ("z", self.z)):
+                binding.bind_input(name, "cpu", 0, np.float32, [n, self.dim], buffer.data_ptr())
+            binding.bind_input("t", "cpu", 0, np.int64, [1], self.t.ctypes.data)
+            binding.bind_output("next", "cpu", 0, np.float32, [n, self.dim], target.data_ptr())
+            self.bindings.append(binding)
+
+    def eps(self, x: Tensor, t: int) -> Tensor:
+        inputs = {"x": x.numpy(), "z": np.zeros_like(x.numpy()), "t": np.array([t])}
+        return torch.from_numpy(self.session.run(["eps"], inputs)[0])
+
+    def chunk(self, n: int, n_steps: int | None = None) -> Tensor:
+        if not self.x or len(self.x[0]) != n:
+            self._bind(n)
+        steps = self.n_steps if n_steps is None else n_steps
+        self.x[0].normal_()
+        for i, t in enumerate(reversed(range(steps))):
+            self.t[0] = t
+            self.z.normal_()
+            self.session.run_with_iobinding(self.bindings[i % 2])
+        return self.x[steps % 2]
 
 
-def seconds_for(peer: Any, n: int, size: int) -> float:
-    """Seconds for n samples in chunks of one size; a last chunk that is not full counts in proportion."""
-    chunks = -(-n // size)
-    begin = time.perf_counter()
-    for _ in range(chunks):
-        peer.chunk(size)
-    return (time.perf_counter() - begin) * n / (chunks * size)
+def onnx_step(folded: Folded, steps: Coefficients) -> bytes:
+    """The ONNX program (x, t, z) -> (eps, next), t being the row of the tables: one int64."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    tables = {"row": folded.table.numpy(), "a": steps.a, "e": steps.e, "s": steps.s}
+    constants = {f"{name}_table": table.astype(np.float32) for name, table in tables.items()}
+    nodes = [helper.make_node("Gather", [f"{name}_table", "t"], [name]) for name in tables]
+    layers = list(zip(folded.weights, [None, *folded.biases], strict=True))
+    h = "x"
+    for i, (weight, bias) in enumerate(layers):
+        last = i + 1 == len(layers)
+        constants[f"weight{i}"] = weight.numpy()
+        if bias is not None:
+            constants[f"bias{i}"] = bias.numpy()
+        output = "eps" if last else f"linear{i}"
+        inputs = [h, f"weight{i}", "row" if bias is None else f"bias{i}"]
+        nodes.append(helper.make_node("Gemm", inputs, [output]))
+        if not last:
+            h = f"hidden{i}"
+            operator = {"relu": "Relu", "tanh": "Tanh"}[folded.activation]
+            nodes.append(helper.make_node(operator, [output], [h]))
+    for product, factors in {"ax": ["a", "x"], "ee": ["e", "eps"], "sz": ["s", "z"]}.items():
+        nodes.append(helper.make_node("Mul", factors, [product]))
+    nodes.append(helper.make_node("Sum", ["ax", "ee", "sz"], ["next"]))
+
+    def points(name: str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", folded.weights[-1].shape[1]])
+
+    graph = helper.make_graph(
+        nodes,
+        "step",
+        [points("x"), helper.make_tensor_value_info("t", TensorProto.INT64, [1]), points("z")],
+        [points("eps"), points("next")],
+        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
+    )
+    # An older version of the format, which every ONNX Runtime of the last years reads.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
 
 
-def best_chunk(peer: Any, n: int, n_steps: int, sizes: Sequence[int] = CHUNKS) -> int:
-    """The chunk size with the most samples a second: the best of three runs of a tenth of the steps each."""
-    short = max(2, n_steps // 10)
-    rates = {}
-    for size in (size for size in sizes if size <= max(n, sizes[0])):
-        peer.chunk(size, short)
-        count = max(1, 4096 // size)
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            for _ in range(count):
-                peer.chunk(size, short)
-            times.append(time.perf_counter() - begin)
-        rates[size] = count * size / min(times)
-    return max(rates, key=lambda size: rates[size])
+class DiffusersLoop:
+    """The loop of diffusers' DDPMPipeline: the model and DDPMScheduler.step, one timestep after another."""
+
+    name = "diffusers"
+    chunks: Sequence[int] = (1024, 4096, 16384)
+
+    def __init__(self, model: MLPDenoiser) -> None:
+        self.model = model.eval()
+        self.scheduler = ddpm_scheduler(model.n_steps)
+
+    @torch.inference_mode()
+    def eps(self, x: Tensor, t: int) -> Tensor:
+        return self.model(x, torch.full((len(x),), t, dtype=torch.long))
+
+    @torch.inference_mode()
+    def chunk(self, n: int, n_steps: int | None = None) -> Tensor:
+        x = torch.randn(n, self.model.dim)
+        for t in self.scheduler.timesteps[-(n_steps or self.model.n_steps) :]:
+            x = self.scheduler.step(self.model(x, t.expand(n)), t, x).prev_sample
+        return x
+
+
+CHAIN_PEERS: dict[str, Callable[[MLPDenoiser], ChainPeer]] = {
+    peer.name: peer
+    for peer in (TorchEager, TorchFolded, TorchCompile, TorchCompileMax, JaxScan, OnnxRuntime, DiffusersLoop)
+}
+
+
+def ddpm_scheduler(n_steps: int) -> Any:
+    from diffusers import DDPMScheduler
+
+    scheduler: Any = DDPMScheduler(
+        n_steps, trained_betas=linear_betas(n_steps), clip_sample=False, variance_type="fixed_small"
+    )
+    scheduler.set_timesteps(n_steps)
+    return scheduler
 
 
 def inplace_step(x: Tensor, eps: Tensor, noise: Tensor, a: float, e: float, s: float) -> None:
@@ -220,13 +279,7 @@ class DiffusersStep:
     name = "diffusers"
 
     def __init__(self, n_steps: int, t: int) -> None:
-        from diffusers import DDPMScheduler
-
-        scheduler: Any = DDPMScheduler(
-            n_steps, beta_start=BETA_START, beta_end=BETA_END, clip_sample=False, variance_type="fixed_small"
-        )
-        scheduler.set_timesteps(n_steps)
-        self.scheduler = scheduler
+        self.scheduler = ddpm_scheduler(n_steps)
         self.t = t
 
     def __call__(self, x: Tensor, eps: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Runs the cases, prints a table for each, and writes benchmarks/results/CPU-DATE.json.
+"""Runs the cases, prints a table for each, and writes CPU-DATE.json and the figures into benchmarks/results/.
 
 python -m benchmarks.run [--only NAME] [--quick]; `make bench` runs everything.
 """
@@ -9,13 +9,15 @@ import argparse
 import datetime
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks import cases, isolated, machine
-from benchmarks.measure import Check, Result
+from benchmarks import figures, isolated, machine
+from benchmarks.registry import CASES
+from benchmarks.scaling import Growth
+from diffusion_fast._timing import Check, Result, fma_peak
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -23,9 +25,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def avx2(quick: bool) -> Result:
     result = Result("avx2", "the AVX2 kernels against the AVX2 peak, in a process of their own")
     found = isolated.measure("peak", quick, DIFFUSION_FAST_ISA="avx2")
-    for name, figures in found["chains"].items():
-        text = f"{name}, {figures['gflops']:.0f} GFLOP/s, of the {found['isa']} FMA peak"
-        result.checks.append(Check(text, figures["share"], 0.85, "%"))
+    for name, speed in found["chains"].items():
+        text = f"{name}, {speed['gflops']:.0f} GFLOP/s, of the {found['isa']} FMA peak"
+        result.checks.append(Check(text, speed["share"], 0.85, "%"))
     return result
 
 
@@ -38,11 +40,11 @@ def memory(quick: bool) -> Result:
     return result
 
 
-def honest_peak(results: list[Result]) -> Result:
+def honest_peak(results: Sequence[Result | Growth]) -> Result:
     """Nothing measured in this run may exceed the highest peak that the microbenchmark reported."""
-    peaks = [machine.fma_peak() for _ in range(3)]
+    peaks = [fma_peak() for _ in range(3)]
     sgemm = machine.sgemm_gflops()
-    chains = [result for result in results if result.name.startswith("chain-")]
+    chains = [result for result in results if isinstance(result, Result) and result.name.startswith("chain-")]
     peak = max(peaks + [result.best_ceiling or 0.0 for result in chains])
     result = Result("peak", f"the highest FMA peak of this run is {peak:.1f} GFLOP/s")
     result.checks.append(Check("2048 x 2048 sgemm", sgemm, peak, " GFLOP/s", most=True))
@@ -53,18 +55,18 @@ def honest_peak(results: list[Result]) -> Result:
     return result
 
 
-def registry() -> Mapping[str, Callable[[bool], Result]]:
-    every: list[cases.Case] = [*cases.CHAINS, *cases.LATENCIES, *cases.STEPS]
-    return {case.name: case.measure for case in every} | {"avx2": avx2, "memory": memory}
+def runs() -> Mapping[str, Callable[[bool], Result | Growth]]:
+    """The registry, and what runs in processes of its own."""
+    return {name: case.measure for name, case in CASES.items()} | {"avx2": avx2, "memory": memory}
 
 
-def write(results: list[Result], hardware: dict[str, object]) -> Path:
+def write(results: Sequence[Result | Growth], hardware: dict[str, object]) -> list[Path]:
     slug = re.sub(r"[^a-z0-9]+", "-", machine.cpu_name().lower()).strip("-")
     path = RESULTS / f"{slug}-{datetime.date.today().isoformat()}.json"
     path.parent.mkdir(exist_ok=True)
     content = {"machine": hardware, "results": [result.as_dict() for result in results]}
     path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+    return [path, *figures.draw(content, RESULTS)]
 
 
 def main() -> None:
@@ -74,17 +76,19 @@ def main() -> None:
     parser.add_argument("--only", metavar="NAME", help="only the cases whose name contains NAME")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer runs; no file is written")
     options = parser.parse_args()
-    chosen = {k: case for k, case in {**registry(), "peak": None}.items() if (options.only or "") in k}
+    every = {**runs(), "peak": None}
+    chosen = {name: case for name, case in every.items() if (options.only or "") in name}
     if not chosen:
-        parser.error(f"--only: got {options.only!r}; the cases are {', '.join(registry())}, peak")
+        parser.error(f"--only: got {options.only!r}; the cases are {', '.join(every)}")
 
     torch.set_num_threads(min(2, torch.get_num_threads()))  # the requirements are stated for two cores
-    hardware = machine.describe() | {"copy_gb_s": machine.copy_bandwidth()}
+    hardware = machine.describe() | {"copy_gb_s": machine.copy_bandwidth(), "fma_gflops": fma_peak()}
     print(
         f"{hardware['cpu']}, {hardware['torch_threads']} threads, copy {hardware['copy_gb_s']:.0f} GB/s, "
+        f"FMA peak {hardware['fma_gflops']:.0f} GFLOP/s\n"
         f"load {hardware['load']} (other work on the machine spoils the figures)\n"
     )
-    results: list[Result] = []
+    results: list[Result | Growth] = []
     for case in chosen.values():
         results.append(case(options.quick) if case else honest_peak(results))
         print(results[-1], end="\n\n", flush=True)
@@ -94,7 +98,8 @@ def main() -> None:
     print(f"{len(checks) - len(missed)} of {len(checks)} requirements met")
     print("".join(f"  MISS  {text}\n" for text in missed), end="")
     if not options.quick and not options.only:
-        print(f"written: {write(results, hardware).relative_to(Path.cwd())}")
+        for path in write(results, hardware):
+            print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""pytest-benchmark entries over the same registry: python -m pytest benchmarks --benchmark-only"""
+"""pytest-benchmark entries over the same registry: python -m pytest benchmarks --benchmark-only
+
+One for each case and contender, at a small size; -k "chain and ours" chooses.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cases, peers
+from benchmarks.registry import CASES
 
 pytest.importorskip("pytest_benchmark")
-SAMPLES = 4096
+ENTRIES = [(case, name) for case in CASES.values() for name in case.names]
 
 
-@pytest.mark.parametrize("chain", cases.CHAINS, ids=lambda chain: chain.name)
-def test_chain(benchmark: Any, chain: cases.Chain) -> None:
-    benchmark.pedantic(chain.ours, (SAMPLES,), rounds=3, warmup_rounds=1)
-
-
-@pytest.mark.parametrize("make", peers.CHAIN_PEERS, ids=lambda make: make.name.replace(" ", "-"))
-@pytest.mark.parametrize("chain", cases.CHAINS, ids=lambda chain: chain.name)
-def test_chain_peer(benchmark: Any, chain: cases.Chain, make: Any) -> None:
-    if make is peers.JaxScan:
-        pytest.importorskip("jax")
-    peer = make(chain.model, chain.activation)
-    benchmark.pedantic(peer.chunk, (SAMPLES,), rounds=3, warmup_rounds=1)
-
-
-@pytest.mark.parametrize("latency", cases.LATENCIES, ids=lambda latency: latency.name)
-def test_latency(benchmark: Any, latency: cases.Latency) -> None:
-    benchmark(latency.chain.ours, latency.samples)
+@pytest.mark.parametrize(("case", "name"), ENTRIES, ids=[f"{case.name}-{name}" for case, name in ENTRIES])
+def test_case(benchmark: Any, case: Any, name: str) -> None:
+    try:
+        run = case.prepare(name)
+    except ImportError as error:
+        pytest.skip(str(error))
+    benchmark.pedantic(run, rounds=3, warmup_rounds=1)

@@ -1,29 +1,43 @@
-"""Interleaved timing: every contender once in each round, so that a drifting machine drifts for all."""
+"""Interleaved timing: every contender once in each round, so that a drifting machine drifts for all.
+
+Shared by `shape_benchmark` and by benchmarks/.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import torch
+
+from diffusion_fast import _cpu
+
+PEAK_SECONDS = 0.2
+SETTLE_SECONDS = 0.05  # idle threads of the contender before may still be spinning
 
 
 @dataclass(frozen=True)
 class Contender:
-    """run() is timed `calls` times in a row; it may return its own seconds (a chunked run, scaled to n)."""
+    """run() is timed `calls` times in a row; a float that it returns is its own seconds (of a chunked run
+    that is scaled to n), anything else is ignored.
+    """
 
     name: str
-    run: Callable[[], float | None]
+    run: Callable[[], object]
     calls: int = 1
     note: str = ""
     required: float | None = None  # how many times faster than this contender ours must be
+    flop_per_byte: float | None = None
 
     def seconds(self) -> float:
         begin = time.perf_counter()
         own = [self.run() for _ in range(self.calls)]
         elapsed = time.perf_counter() - begin
-        given = [seconds for seconds in own if seconds is not None]
+        given = [seconds for seconds in own if isinstance(seconds, float)]
         return (sum(given) if given else elapsed) / self.calls
 
 
@@ -51,7 +65,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over the rounds. `rate` is in the result's unit, `ratio` is this contender's time over ours."""
+    """Medians over the rounds. `rate` is in the result's unit, `ratio` is this contender's time over ours.
+
+    flop_per_byte: useful operations for each byte that the method moves to and from memory or caches.
+    """
 
     name: str
     seconds: float
@@ -60,6 +77,7 @@ class Row:
     of_ceiling: float | None
     ratio: float
     note: str = ""
+    flop_per_byte: float | None = None
 
 
 @dataclass
@@ -72,6 +90,7 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    gflop_per_unit: float | None = None  # what turns a rate into GFLOP/s
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"checks": [asdict(check) | {"met": check.met} for check in self.checks]}
@@ -79,20 +98,35 @@ class Result:
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.title}"]
         if self.rows:
-            lines.append(f"  {'':16}{'time':>11}{self.unit:>12}{'of ceiling':>12}{'against ours':>14}")
+            lines.append(f"  {'':18}{'time':>11}{self.unit:>12}{'of ceiling':>12}{'against ours':>14}")
         for row in self.rows:
             share = "" if row.of_ceiling is None else f"{100 * row.of_ceiling:.0f} %"
             ratio = "" if row is self.rows[0] else f"{row.ratio:.2f}x"
             figures = f"{show_seconds(row.seconds):>11}{row.rate:>12.1f}{share:>12}{ratio:>14}"
-            lines.append(f"  {row.name:16}{figures}  {row.note}".rstrip())
+            lines.append(f"  {row.name:18}{figures}  {row.note}".rstrip())
         if self.ceiling is not None:
-            lines.append(f"  {'ceiling':16}{'':>11}{self.ceiling:>12.1f}")
+            lines.append(f"  {'ceiling':18}{'':>11}{self.ceiling:>12.1f}")
         lines += [f"  {name}" for name in self.missing] + [f"  {check}" for check in self.checks]
         return "\n".join(lines)
 
 
 def show_seconds(seconds: float) -> str:
     return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3f} ms"
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fma_peak(seconds: float = PEAK_SECONDS) -> float:
+    """GFLOP/s of multiply-adds on registers alone: the chosen instruction set, as many threads as torch."""
+    return float(_cpu.fma_peak(_cpu.isa(), torch.get_num_threads(), seconds))
 
 
 def compare(
@@ -115,7 +149,7 @@ def compare(
         if ceiling is not None:
             ceilings.append(ceiling())
         for contender, series in zip(contenders, times, strict=True):
-            time.sleep(0.05)  # idle threads of the contender before may still be spinning
+            time.sleep(SETTLE_SECONDS)
             series.append(contender.seconds())
     for contender, series in zip(contenders, times, strict=True):
         ratio = statistics.median(s / ours for s, ours in zip(series, times[0], strict=True))
@@ -129,6 +163,7 @@ def compare(
                 work / min(series) / max(ceilings) if ceilings else None,
                 ratio,
                 contender.note,
+                contender.flop_per_byte,
             )
         )
         if contender.required is not None:
