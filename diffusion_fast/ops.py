@@ -53,6 +53,14 @@ def reverse_step(
     out: like x, contiguous; out=x updates in place. A new tensor when None.
 
     Returns out. Raises TypeError or ValueError, naming the argument, before anything is written.
+
+    >>> import diffusion_fast as df
+    >>> table = df.solvers.ddpm(df.NoiseSchedule.linear(50))
+    >>> x, eps = torch.ones(4, 2), torch.zeros(4, 2)
+    >>> for i, row in enumerate(table):
+    ...     x = df.ops.reverse_step(x, eps, row, seed=0, step=i, out=x)
+    >>> x.shape
+    torch.Size([4, 2])
     """
     if not isinstance(row, StepRow):
         raise _checks.bad_type("row", row, "a StepRow, such as solvers.ddpm(schedule)[i]")

@@ -19,6 +19,10 @@ BLOCK_ELEMENTS = 1 << 21  # 16 MB of float64 at a time: rows may lie in a file l
 class Standardiser:
     """Shift and scale of each column, kept as float64 tensors `mean` and `std` of shape (dim,).
 
+    >>> scale = Standardiser.fit(np.array([[1.0, 10.0], [3.0, 30.0]]))
+    >>> scale.transform(np.array([[2.0, 40.0]]))
+    array([[0., 2.]])
+
     Denoisers start from N(0, 1) noise, so they want data of mean 0 and standard deviation 1. Keep the
     standardiser with the checkpoint: samples are brought back to the data's own units by `inverse`.
     """

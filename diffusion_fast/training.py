@@ -89,6 +89,12 @@ def train(
 
     Raises ValueError or TypeError for an argument outside of what is listed, before the model is touched;
     FloatingPointError if the loss becomes NaN or infinite. Ctrl-C leaves the model in eval mode.
+
+    >>> from diffusion_fast.models import MLPDenoiser
+    >>> schedule, model = NoiseSchedule.cosine(20), MLPDenoiser(2, (16,), n_steps=20)
+    >>> history = train(model, schedule, np.zeros((100, 2)), epochs=2, progress=False)
+    >>> len(history.train_loss)
+    2
     """
     epochs = _checks.integer("epochs", epochs, 1)
     batch_size = _checks.integer("batch_size", batch_size, 1)

@@ -108,6 +108,10 @@ def load(
             "none". Says what `standardiser` does; `train` and `test` are in the data's own units always.
 
     Raises ValueError or TypeError for an argument outside of these.
+
+    >>> data = load("moons", 1000, 200)
+    >>> data.train.shape, data.classes
+    ((1000, 2), ('0', '1'))
     """
     make = _SETS[_checks.choice("name", name, NAMES)]
     if scaling is not None:
