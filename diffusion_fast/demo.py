@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion_fast import _checks
+from diffusion_fast._timing import torch_threads
 from diffusion_fast.checkpoint import save
 from diffusion_fast.datasets import Dataset
 from diffusion_fast.metrics import MetricResult, emd, sliced_wasserstein
@@ -67,7 +66,7 @@ def train_demo_model(
         model = MLPDenoiser(dataset.dim, HIDDEN, ACTIVATION, TIME_EMBEDDING, N_STEPS)
     # One thread gives the same weights on any number of cores, and products this small gain little from
     # more; on a busy machine torch's threads would mostly wait for each other.
-    with _torch_threads(1):
+    with torch_threads(1):
         history = train(
             model,
             schedule,
@@ -141,21 +140,11 @@ def torch_samples_per_second(model: MLPDenoiser, schedule: NoiseSchedule) -> tup
 
 
 def _torch_rate(model: MLPDenoiser, schedule: NoiseSchedule, n: int, chunk: int, threads: int) -> float:
-    with _torch_threads(threads):
+    with torch_threads(threads):
         began = time.perf_counter()
         for _ in range(0, n, chunk):
             torch_ddpm(model, schedule, chunk)
         return n / (time.perf_counter() - began)
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.no_grad()

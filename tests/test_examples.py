@@ -1,4 +1,4 @@
-"""Every example in a docstring and the README runs as written (the README's with fewer epochs and samples)."""
+"""Examples in docstrings and the README run as written (the README's with fewer epochs and samples)."""
 
 from __future__ import annotations
 
