@@ -194,7 +194,7 @@ PYBIND11_MODULE(_cpu, m) {
           py::arg("step"), py::arg("purpose"), py::arg("substream"), py::arg("threads"), py::arg("isa") = "");
     m.def("activate", &activate, py::arg("code"), py::arg("param"), py::arg("x"), py::arg("isa") = "");
     m.def("philox", [](std::array<uint32_t, 4> counter, uint32_t k0, uint32_t k1) {
-        philox4x32_10<ScalarLanes>(counter.data(), k0, k1);
+        philox4x32_10<ScalarLanes>(counter.data(), RoundKeys(uint64_t(k1) << 32 | k0));
         return counter;
     });
     m.def("box_muller", [](uint32_t a, uint32_t b) {

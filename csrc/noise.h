@@ -82,8 +82,20 @@ struct ScalarLanes {
     static DF_INLINE U xor3(U a, U b, uint32_t c) { return a ^ b ^ c; }
 };
 
+// The keys of the ten rounds: made once for a call, and read from memory as they are needed.
+struct RoundKeys {
+    uint32_t k0[10], k1[10];
+
+    DF_INLINE explicit RoundKeys(uint64_t seed) {
+        for (uint32_t i = 0; i < 10; ++i) {
+            k0[i] = uint32_t(seed) + i * 0x9E3779B9u;
+            k1[i] = uint32_t(seed >> 32) + i * 0xBB67AE85u;
+        }
+    }
+};
+
 template <class L>
-DF_INLINE void philox4x32_10(typename L::U c[4], uint32_t k0, uint32_t k1) {
+DF_INLINE void philox4x32_10(typename L::U c[4], const RoundKeys& keys) {
 #if defined(__CUDA_ARCH__) || defined(__GNUC__)
 #pragma GCC unroll 10
 #endif
@@ -91,12 +103,10 @@ DF_INLINE void philox4x32_10(typename L::U c[4], uint32_t k0, uint32_t k1) {
         typename L::U hi0, lo0, hi1, lo1;
         L::mul_hi_lo(c[0], 0xD2511F53u, hi0, lo0);
         L::mul_hi_lo(c[2], 0xCD9E8D57u, hi1, lo1);
-        c[0] = L::xor3(hi1, c[1], k0);
+        c[0] = L::xor3(hi1, c[1], keys.k0[round]);
         c[1] = lo1;
-        c[2] = L::xor3(hi0, c[3], k1);
+        c[2] = L::xor3(hi0, c[3], keys.k1[round]);
         c[3] = lo0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
     }
 }
 
@@ -144,10 +154,10 @@ DF_INLINE void box_muller(typename L::U a, typename L::U b, typename L::F& z0, t
 
 // The four normals of one quad. `sample_hi` holds sample[47:32] | substream << 16.
 template <class L>
-DF_INLINE void normal4(uint64_t seed, typename L::U quad, uint32_t word, typename L::U sample_lo,
+DF_INLINE void normal4(const RoundKeys& keys, typename L::U quad, uint32_t word, typename L::U sample_lo,
                        typename L::U sample_hi, typename L::F z[4]) {
     typename L::U c[4] = {quad, L::splat_bits(word), sample_lo, sample_hi};
-    philox4x32_10<L>(c, uint32_t(seed), uint32_t(seed >> 32));
+    philox4x32_10<L>(c, keys);
     box_muller<L>(c[0], c[1], z[0], z[1]);
     box_muller<L>(c[2], c[3], z[2], z[3]);
 }

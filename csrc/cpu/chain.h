@@ -114,10 +114,11 @@ struct TilePath {
     const ChainArgs& a;
     const int64_t first;  // sample of lane 0, relative to start
     const int count;      // lanes in use; the others compute what nobody reads
+    const RoundKeys keys;
     Workspace w;
 
     TilePath(const ChainArgs& args, float* scratch, int64_t first_, int count_)
-        : a(args), first(first_), count(count_) {
+        : a(args), first(first_), count(count_), keys(args.seed) {
         w.layout(a.program, scratch, S, a.labels);
         if (a.labels) gather_lane_init();
     }
@@ -141,7 +142,7 @@ struct TilePath {
         for (int v = 0; v < V; ++v) sample_words(a.start + uint64_t(first + v * W), lo.v[v], hi.v[v]);
         for (int q = 0; 4 * q < a.program.dim; ++q) {
             typename L::F n[4];
-            normal4<L>(a.seed, L::splat_bits(uint32_t(q)), word, lo, hi, n);
+            normal4<L>(keys, L::splat_bits(uint32_t(q)), word, lo, hi, n);
             for (int i = 0; i < 4; ++i)
                 for (int v = 0; v < V; ++v) store(z + (4 * q + i) * S + v * W, n[i].v[v]);
         }
@@ -177,9 +178,10 @@ struct RowPath {
     static constexpr int S = 1;
     const ChainArgs& a;
     const int64_t first;
+    const RoundKeys keys;
     Workspace w;
 
-    RowPath(const ChainArgs& args, float* scratch, int64_t first_) : a(args), first(first_) {
+    RowPath(const ChainArgs& args, float* scratch, int64_t first_) : a(args), first(first_), keys(args.seed) {
         const int64_t floats = w.layout(a.program, scratch, 1, false);
         for (int64_t i = 0; i < floats; i += W) store(scratch + i, splat(0.0f));  // padding must be finite
     }
@@ -193,13 +195,12 @@ struct RowPath {
         const uint64_t sample = a.start + uint64_t(first);
         const uint32_t lo = uint32_t(sample), hi = uint32_t(sample >> 32);
         if (quads < 3) {  // a scalar call each costs less than a vector of mostly unused lanes
-            for (int q = 0; q < quads; ++q)
-                normal4<ScalarLanes>(a.seed, uint32_t(q), word, lo, hi, z + 4 * q);
+            for (int q = 0; q < quads; ++q) normal4<ScalarLanes>(keys, uint32_t(q), word, lo, hi, z + 4 * q);
             return;
         }
         for (int q = 0; q < quads; q += W) {
             vf n[4];
-            normal4<VectorLanes>(a.seed, splat_bits(uint32_t(q)) + lane_index(), word, splat_bits(lo),
+            normal4<VectorLanes>(keys, splat_bits(uint32_t(q)) + lane_index(), word, splat_bits(lo),
                                  splat_bits(hi), n);
             for (int l = 0; l < W; ++l)
                 for (int i = 0; i < 4; ++i) z[4 * (q + l) + i] = n[i][l];

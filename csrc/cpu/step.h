@@ -14,8 +14,8 @@ using cpu::Dtype;
 using cpu::NoiseArgs;
 using cpu::StepArgs;
 
-constexpr int kBlockQuads = 512;    // at most 2048 elements, their words 8 KB
-constexpr int kWide = 4;            // vectors of quads drawn side by side
+constexpr int kBlockQuads = 480;    // at most 1920 elements, their words 8 KB
+constexpr int kWide = 3;            // vectors of quads drawn side by side
 constexpr int kAtOnce = kWide * W;  // quads drawn side by side
 
 // Position of a quad: its index inside the sample, and the sample relative to `start`.
@@ -71,14 +71,15 @@ struct QuadCursor {
 
 // What the noise of a tensor is drawn from, and the words of one block.
 struct NoiseBlock {
-    const uint64_t seed, start;
+    const RoundKeys keys;
+    const uint64_t start;
     const int64_t dim;
     const uint32_t substream;
     uint32_t word, component;
     alignas(64) uint32_t words[4 * (kBlockQuads + kAtOnce)];  // per vector of quads its four words
 
-    NoiseBlock(uint64_t seed_, uint64_t start_, int64_t dim_, uint32_t step, Purpose purpose, uint32_t sub)
-        : seed(seed_), start(start_), dim(dim_), substream(sub) {
+    NoiseBlock(uint64_t seed, uint64_t start_, int64_t dim_, uint32_t step, Purpose purpose, uint32_t sub)
+        : keys(seed), start(start_), dim(dim_), substream(sub) {
         word = step_word(step, purpose, uint32_t(dim), component);
     }
 
@@ -94,7 +95,7 @@ struct NoiseBlock {
             c[1] = L::splat_bits(word);
             c[2] = lo;
             c[3] = hi | L::splat_bits(substream << 16);
-            philox4x32_10<L>(c, uint32_t(seed), uint32_t(seed >> 32));
+            philox4x32_10<L>(c, keys);
             for (int k = 0; k < kWide; ++k)
                 for (int i = 0; i < 4; ++i, to += W) memcpy(to, &c[i].v[k], sizeof(vu));
         }
