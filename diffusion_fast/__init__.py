@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffusion_fast.plan import Plan
     from diffusion_fast.sampler import Sampler, sample
     from diffusion_fast.schedules import NoiseSchedule
+    from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
     from diffusion_fast.solvers.table import StepRow, StepTable
     from diffusion_fast.standardiser import Standardiser
     from diffusion_fast.training import TrainingHistory, train
@@ -28,9 +29,11 @@ __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
     "Checkpoint",
+    "FlowSchedule",
     "NoiseSchedule",
     "Plan",
     "Sampler",
+    "SigmaSchedule",
     "Standardiser",
     "StepRow",
     "StepTable",
@@ -55,9 +58,11 @@ __all__ = [
 _HOME = {
     "CaptureError": "capture",
     "Checkpoint": "checkpoint",
+    "FlowSchedule": "sigma_schedules",
     "NoiseSchedule": "schedules",
     "Plan": "plan",
     "Sampler": "sampler",
+    "SigmaSchedule": "sigma_schedules",
     "Standardiser": "standardiser",
     "StepRow": "solvers.table",
     "StepTable": "solvers.table",

@@ -13,8 +13,9 @@ import io
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,41 +23,72 @@ from diffusion_fast import _checks, reference
 from diffusion_fast._graph import CaptureError
 from diffusion_fast._lowering import Lowering, World
 from diffusion_fast.plan import MAX_CLASSES, MAX_DIM, MAX_TABLES, TileProgram
+from diffusion_fast.schedules import NoiseSchedule
+from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
+from diffusion_fast.solvers.spacing import sigma_of_time
 
 __all__ = ["TIME_INPUTS", "CaptureError", "capture", "network_time", "verify", "weights_fingerprint"]
 
 TIME_INPUTS = ("index", "index1", "unit", "sigma", "log_sigma/4")
+CONTINUOUS_TIME = ("unit", "sigma", "log_sigma/4")
 # Far above float32's rounding in any net that trains, far below the effect of a wrong graph.
 VERIFY_TOLERANCE = 1e-4
 
 
-class Schedule(Protocol):
-    """What network_time reads of a NoiseSchedule."""
+def network_time(
+    times: Any, time_input: str, schedule: NoiseSchedule | SigmaSchedule | FlowSchedule
+) -> Tensor:
+    """What the network is given at the times of a table: a tensor of their shape.
 
-    @property
-    def n_steps(self) -> int: ...
-    @property
-    def alphas_cumprod(self) -> Tensor: ...
+    times: of a NoiseSchedule 0-based indices into betas, of a SigmaSchedule sigmas, of a FlowSchedule its
+    times. "index": the position in the schedule's own list and "index1": one more, int64. "unit":
+    (t + 1) / n_steps, or the time of a flow itself. "sigma": the noise level of Karras et al. 2022,
+    sqrt((1 - abar) / abar), or t / (1 - t) of a flow, and "log_sigma/4": log(sigma) / 4, their c_noise;
+    float32, rounded once. All but the first two take indices with a fraction as well, log(sigma)
+    interpolated.
 
-
-def network_time(t_index: Any, time_input: str, schedule: Schedule) -> Tensor:
-    """What the network is given for timesteps (0-based indices into betas): a tensor of t_index's shape.
-
-    "index": t and "index1": t + 1, int64; "unit": (t + 1) / n_steps, "sigma": sqrt((1 - abar) / abar), the
-    noise level of Karras et al. 2022, and "log_sigma/4": log(sigma) / 4, their c_noise; float32, rounded
-    once. Raises ValueError for an unknown time_input or an index outside of the schedule.
+    Raises ValueError for an unknown time_input, a time outside of the schedule or one that has no index.
     """
     _checks.choice("time_input", time_input, TIME_INPUTS)
-    t = t_index if isinstance(t_index, Tensor) else torch.tensor(t_index)
-    if bool(((t < 0) | (t >= schedule.n_steps) | (t != t.round())).any()):
-        raise _checks.bad_value("timesteps", t_index, f"integers from 0 to {schedule.n_steps - 1}")
-    t = t.to(torch.int64)
+    if isinstance(schedule, NoiseSchedule):
+        return _time_of_index(times, time_input, schedule)
+    t = torch.tensor(np.asarray(times), dtype=torch.float64)
     if time_input in ("index", "index1"):
-        return t if time_input == "index" else t + 1
+        position = {float(value): i for i, value in enumerate(schedule._values)}
+        missing = [value for value in t.flatten().tolist() if value not in position]
+        if missing:
+            accepted = f"a continuous one, for the solver visits {missing[0]:g}, between the levels listed"
+            raise _checks.bad_value("time_input", time_input, accepted)
+        index = torch.tensor([position[value] for value in t.flatten().tolist()]).reshape(t.shape)
+        return index if time_input == "index" else index + 1
+    if isinstance(schedule, FlowSchedule):
+        sigma = t / (1 - t)
+        if time_input == "unit":
+            return t.float()
+    elif time_input == "unit":
+        raise _checks.bad_value("time_input", time_input, "'sigma', 'log_sigma/4', 'index' or 'index1'")
+    else:
+        sigma = t
+    return _noise_level(sigma, time_input)
+
+
+def _time_of_index(t_index: Any, time_input: str, schedule: NoiseSchedule) -> Tensor:
+    t = t_index if isinstance(t_index, Tensor) else torch.tensor(t_index)
+    whole = not bool((t != t.round()).any())
+    out_of_range = bool(((t < 0) | (t > schedule.n_steps - 1)).any())
+    if out_of_range or (time_input in ("index", "index1") and not whole):
+        raise _checks.bad_value("timesteps", t_index, f"integers from 0 to {schedule.n_steps - 1}")
+    if time_input in ("index", "index1"):
+        return t.to(torch.int64) + (time_input == "index1")
     if time_input == "unit":
         return ((t + 1).double() / schedule.n_steps).float()
-    abar = schedule.alphas_cumprod.double()[t]
-    sigma = torch.sqrt((1 - abar) / abar)
+    if not whole:
+        return _noise_level(torch.as_tensor(sigma_of_time(schedule, t.double().numpy())), time_input)
+    abar = schedule.alphas_cumprod.double()[t.to(torch.int64)]
+    return _noise_level(torch.sqrt((1 - abar) / abar), time_input)
+
+
+def _noise_level(sigma: Tensor, time_input: str) -> Tensor:
     if not bool(torch.isfinite(sigma).all()):
         raise _checks.bad_value(
             "time_input", time_input, "one that is finite at every timestep of the schedule"
@@ -86,7 +118,7 @@ def capture(
     shape: Sequence[int],
     timesteps: Iterable[float],
     n_classes: int,
-    schedule: Schedule,
+    schedule: NoiseSchedule | SigmaSchedule | FlowSchedule,
     time_input: str = "index",
 ) -> TileProgram:
     """The tile program of module(x, t), or of module(x, t, y) with n_classes > 0.

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from diffusion_fast import _checks, _cpu, _tensors, capture, ops, plan, reference, solvers
 from diffusion_fast.schedules import NoiseSchedule
+from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 from diffusion_fast.solvers.table import StepTable
 from diffusion_fast.standardiser import Standardiser
 from diffusion_fast.threads import resolve as resolve_threads
@@ -29,16 +30,15 @@ class Sampler:
     """Draws samples from a trained denoiser.
 
     model: an nn.Module in eval mode, called as model(x, t) or, with classes, model(x, t, y); x is (B, *shape)
-    float32, t (B,), y (B,) int64. schedule: its NoiseSchedule.
-
-    shape: of one sample; taken from model.shape where the model has it. solver: "ddpm" or "ddim", with the
-    solver's own options as further keywords (variance, last_noise, eta, spacing, timesteps; see
-    diffusion_fast.solvers). steps: rows to run, all of the schedule's by default. prediction_type: "epsilon",
-    "sample" or "v_prediction". clip: clamp of the predicted x0 to [-clip, clip].
+    float32, t (B,), y (B,) int64. schedule: its NoiseSchedule, SigmaSchedule or FlowSchedule.
+    shape: of one sample; taken from model.shape where the model has it. solver: a name of solvers.SOLVERS,
+    with its own options as further keywords (variance, eta, spacing, timesteps, sigmas; see that function).
+    steps: levels to visit, all by default. prediction_type: "epsilon", "sample", "v_prediction", "score",
+    "edm" or "flow" (solvers.levels.GridOptions). clip: clamp of the predicted x0 to [-clip, clip].
     n_classes: of a conditional model, the null class not counted; taken from model.n_classes. guidance_scale
     s: F = u + s (c - u), 1 = none; or guidance_weight w = s - 1 (Ho & Salimans 2022).
-    time_input: what the model takes for t: "index" (0-based), "index1", "unit" ((t + 1) / T), "sigma",
-    "log_sigma/4".
+    time_input: what the model takes for t: "index" (0-based), "index1", "unit" ((t + 1) / T, or the time of a
+    flow), "sigma", "log_sigma/4".
     backend: "native" runs the fused kernel or says why it cannot; "torch" runs the module with plain torch
     steps; "auto" is native where it can, else the module with the fused step (explain() tells).
     precision: "float32". device: "cpu". standardiser: its inverse is applied to the samples.
@@ -50,7 +50,7 @@ class Sampler:
     def __init__(
         self,
         model: nn.Module,
-        schedule: NoiseSchedule,
+        schedule: NoiseSchedule | SigmaSchedule | FlowSchedule,
         *,
         shape: Any = None,
         solver: str = "ddpm",
@@ -67,10 +67,10 @@ class Sampler:
         standardiser: Standardiser | None = None,
         **solver_options: Any,
     ) -> None:
-        _check_model(model, schedule)
+        _checks.choice("time_input", time_input, capture.TIME_INPUTS)
+        _check_model(model, schedule, time_input)
         _checks.choice("backend", backend, BACKENDS)
         _checks.choice("precision", precision, ["float32"])
-        _checks.choice("time_input", time_input, capture.TIME_INPUTS)
         if device is not None:
             _checks.choice("device", str(device), ["cpu"])
         self.model = model
@@ -80,9 +80,11 @@ class Sampler:
         self.time_input = time_input
         self.standardiser = _check_standardiser(standardiser, self.shape)
         self.guidance = _guidance(guidance_scale, guidance_weight, self.n_classes)
-        table = solvers.solve(
-            solver, schedule, steps=steps, prediction_type=prediction_type, clip=clip, **solver_options
-        )
+        # an index takes the timestep nearest to a level between two, a continuous time its own
+        if time_input in capture.CONTINUOUS_TIME and "fractional_time" in solvers.options_of(solver):
+            solver_options = {"fractional_time": True} | solver_options
+        common = {"steps": steps, "prediction_type": prediction_type, "clip": clip}
+        table = solvers.solve(solver, schedule, **common, **solver_options)
         self.table = _with_guidance(table, self.guidance)
         self._times = capture.network_time(table.table_timesteps, time_input, schedule)
         self.backend = backend
@@ -286,7 +288,9 @@ class Sampler:
 _CALL_TIME = ("seed", "start", "labels", "x_T", "noise", "return_trajectory", "out", "progress", "threads")
 
 
-def sample(model: nn.Module, schedule: NoiseSchedule, n: int, **options: Any) -> Tensor:
+def sample(
+    model: nn.Module, schedule: NoiseSchedule | SigmaSchedule | FlowSchedule, n: int, **options: Any
+) -> Tensor:
     """Sampler(model, schedule, **plan-time options).sample(n, **call-time options): (n, *shape) float32."""
     call = {name: options.pop(name) for name in _CALL_TIME if name in options}
     return Sampler(model, schedule, **options).sample(n, **call)
@@ -295,14 +299,15 @@ def sample(model: nn.Module, schedule: NoiseSchedule, n: int, **options: Any) ->
 # ---- checks at plan time
 
 
-def _check_model(model: Any, schedule: Any) -> None:
+def _check_model(model: Any, schedule: Any, time_input: str) -> None:
     if not isinstance(model, nn.Module):
         raise _checks.bad_type("model", model, "a torch.nn.Module")
     _check_eval_mode(model.modules())
-    if not isinstance(schedule, NoiseSchedule):
-        raise _checks.bad_type("schedule", schedule, "a NoiseSchedule")
+    if not isinstance(schedule, (NoiseSchedule, SigmaSchedule, FlowSchedule)):
+        raise _checks.bad_type("schedule", schedule, "a NoiseSchedule, SigmaSchedule or FlowSchedule")
     limit = getattr(model, "n_steps", None)
-    if isinstance(limit, int) and schedule.n_steps > limit:
+    counts = isinstance(schedule, NoiseSchedule) or time_input not in capture.CONTINUOUS_TIME
+    if counts and isinstance(limit, int) and schedule.n_steps > limit:
         raise _checks.bad_value("schedule", f"{schedule.n_steps} steps", f"at most model.n_steps = {limit}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":

@@ -40,7 +40,7 @@ class NoiseSchedule:
     note: str | None
 
     def __init__(self, betas: Any, *, name: str = "custom") -> None:
-        values = _as_float64(betas)
+        values = as_float64("betas", betas)
         note = None
         if len(values) > 1 and values[0] == 0.0:
             note = "a leading beta of 0 was dropped: index t here is index t + 1 of the list given"
@@ -215,22 +215,22 @@ SCHEDULE_NAMES = (
 )
 
 
-def _as_float64(betas: Any) -> np.ndarray:
-    """A list, array or tensor of real numbers as a float64 array of any rank."""
+def as_float64(name: str, values: Any) -> np.ndarray:
+    """A list, array or tensor of 1 to 2^20 real numbers as a float64 array; `name` is the argument's."""
     accepted = "a 1-D list, array or tensor of real numbers"
-    if isinstance(betas, torch.Tensor):
-        if betas.requires_grad:
-            raise _checks.bad_value("betas", betas, "a tensor that does not require grad")
-        betas = _checks.readable("betas", betas, accepted)
-        betas = betas.cpu().double().numpy() if betas.dtype.is_floating_point else betas.cpu().numpy()
+    if isinstance(values, torch.Tensor):
+        if values.requires_grad:
+            raise _checks.bad_value(name, values, "a tensor that does not require grad")
+        values = _checks.readable(name, values, accepted)
+        values = values.cpu().double().numpy() if values.dtype.is_floating_point else values.cpu().numpy()
     try:
-        array = np.asarray(betas)
+        array = np.asarray(values)
     except ValueError:  # ragged lists
-        raise _checks.bad_type("betas", betas, accepted) from None
+        raise _checks.bad_type(name, values, accepted) from None
     if array.dtype.kind not in "fiu":
-        raise _checks.bad_type("betas", betas, accepted)
+        raise _checks.bad_type(name, values, accepted)
     if array.ndim != 1 or not 1 <= len(array) <= MAX_STEPS:
-        raise _checks.bad_value("betas", betas, f"a 1-D list of 1 to {MAX_STEPS} numbers")
+        raise _checks.bad_value(name, values, f"a 1-D list of 1 to {MAX_STEPS} numbers")
     return array.astype(np.float64)
 
 

@@ -60,7 +60,26 @@ DATA_SETS = (
     "swiss_roll",
     "digits",
 )
-SOLVERS = ("ddpm", "ddim")
+SOLVERS = (
+    "ddpm",
+    "ddim",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpm_solver_2",
+    "dpmpp_2m",
+    "dpmpp_2s_ancestral",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "unipc",
+    "plms",
+    "lms",
+    "edm",
+    "flow_euler",
+    "flow_heun",
+    "langevin",
+    "annealed_langevin",
+)
 VARIANCES = ("beta", "posterior")
 MAX_SAMPLES = 1 << 48
 MAX_THREADS = 4096

@@ -18,6 +18,8 @@ def ddim(
     steps: int | None = None,
     spacing: str = "leading",
     timesteps: Sequence[int] | np.ndarray | None = None,
+    sigmas: Sequence[float] | np.ndarray | None = None,
+    fractional_time: bool = False,
     eta: float = 0.0,
     prediction_type: str = "epsilon",
     clip: float | None = None,
@@ -26,14 +28,14 @@ def ddim(
 
     eta: sigma = eta times the posterior deviation of DDPM (eq. 16); 0 is deterministic, 1 is `ddpm` with
         variance "posterior". In [0, 1].
-    steps, spacing, timesteps, prediction_type, clip: as for `ddpm`. With clip, x0 is clamped and epsilon is
-        the one predicted, not recomputed from the clamped x0.
+    steps, spacing, timesteps, sigmas, fractional_time, prediction_type, clip: as for `ddpm`. With clip, x0 is
+        clamped and epsilon is the one predicted, not recomputed from the clamped x0.
 
     Raises ValueError or TypeError naming the argument; an epsilon prediction at abar = 0 is refused.
     """
     eta = _checks.real("eta", eta, 0.0, 1.0)
     bound = check_clip(clip)
-    q = Levels.of(schedule, steps, spacing, timesteps)
+    q = Levels.of(schedule, steps, spacing, timesteps, None, sigmas, fractional_time)
     x0, epsilon = q.predictions(prediction_type)
 
     s = eta * np.sqrt(q.beta * q.var_prev / q.var)  # eq. 16

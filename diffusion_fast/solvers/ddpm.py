@@ -18,6 +18,8 @@ def ddpm(
     steps: int | None = None,
     spacing: str = "leading",
     timesteps: Sequence[int] | np.ndarray | None = None,
+    sigmas: Sequence[float] | np.ndarray | None = None,
+    fractional_time: bool = False,
     variance: str = "posterior",
     last_noise: bool = False,
     stop: int | None = None,
@@ -26,15 +28,15 @@ def ddpm(
 ) -> StepTable:
     """x_prev = mean of q(x_prev | x_t, x0) at the predicted x0, plus sigma z (eqs. 7 and 11).
 
-    steps, spacing, timesteps: which timesteps run, see `spacing.resolve_timesteps`; with fewer than T, beta
-        is the effective 1 - abar_t / abar_prev of the stride.
+    steps, spacing, timesteps, sigmas, fractional_time: which levels are visited, see `levels.GridOptions`;
+        with fewer than T, beta is the effective 1 - abar_t / abar_prev of the stride.
     variance: "beta" for sigma^2 = beta_t, "posterior" for beta_t (1 - abar_prev) / (1 - abar_t)
         (section 3.2: the two extreme choices, exact for x0 ~ N(0, I) and for a single point).
     last_noise: whether the last row adds noise too. (Not with variance "posterior" and stop=None: that
         variance is 0 where abar_prev = 1.)
     stop: the timestep whose noise level the chain ends at, below the last one that runs; None ends at the
         data, abar_prev = 1.
-    prediction_type: what the network's output means, "epsilon", "sample" (x0) or "v_prediction".
+    prediction_type: what the network's output means, "epsilon", "sample" (x0), "v_prediction" or "score".
     clip: bound of |x0| > 0, in the units of the data; None for no clamp.
 
     Raises ValueError or TypeError naming the argument; an epsilon prediction at abar = 0 is refused.
@@ -45,7 +47,7 @@ def ddpm(
         accepted = "False with variance='posterior' and stop=None, where that variance is 0"
         raise _checks.bad_value("last_noise", last_noise, accepted)
     bound = check_clip(clip)
-    q = Levels.of(schedule, steps, spacing, timesteps, stop)
+    q = Levels.of(schedule, steps, spacing, timesteps, stop, sigmas, fractional_time)
     x0, _ = q.predictions(prediction_type)
 
     mean_x0 = q.sqrt_abar_prev * q.beta / q.var  # eq. 7

@@ -1,4 +1,4 @@
-"""Which timesteps a solver visits: all of them, some evenly spaced, or a list."""
+"""Which levels of a NoiseSchedule a solver visits: trained timesteps, or noise levels between them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import numpy as np
 import torch
 
 from diffusion_fast import _checks, _cpu
+from diffusion_fast.schedules import NoiseSchedule, as_float64
+from diffusion_fast.sigma_schedules import check_descending, exponential_sigmas, karras_sigmas
 
-SPACINGS = ("leading", "trailing", "linspace")
+SPACINGS = ("leading", "trailing", "linspace")  # of timesteps
+SIGMA_SPACINGS = ("karras", "exponential", "logsnr")  # of noise levels
 
 
 def resolve_timesteps(n_train: int, steps: Any, spacing: Any, timesteps: Any) -> np.ndarray:
@@ -25,13 +28,68 @@ def resolve_timesteps(n_train: int, steps: Any, spacing: Any, timesteps: Any) ->
 
     Raises ValueError or TypeError that names the argument.
     """
-    _checks.choice("spacing", spacing, SPACINGS)
+    _checks.choice("spacing", spacing, (*SPACINGS, *SIGMA_SPACINGS))
     if timesteps is not None:
         if steps is not None:
             raise _checks.bad_value("timesteps", timesteps, "either steps or timesteps, not both")
         return _explicit(n_train, timesteps)
     count = n_train if steps is None else _checks.integer("steps", steps, 1, n_train)
     return _cpu.spaced_timesteps(spacing, n_train, count)
+
+
+def resolve_sigmas(schedule: NoiseSchedule, steps: Any, spacing: Any, sigmas: Any) -> np.ndarray:
+    """Noise levels sqrt((1 - abar) / abar) in the order they run, float64, strictly descending.
+
+    spacing: from the level of the last timestep to that of timestep 0,
+        "karras"       Karras et al. 2022, eq. 5, with rho = 7
+        "exponential"  evenly spaced in log(sigma)
+        "logsnr"       evenly spaced in log-SNR = -2 log(sigma): the same levels
+    sigmas: an explicit list instead, within that range; not together with `steps`.
+
+    Raises ValueError or TypeError that names the argument.
+    """
+    trained = np.exp(log_sigmas(schedule))
+    low, high = float(trained[0]), float(trained[-1])
+    if sigmas is not None:
+        if steps is not None:
+            raise _checks.bad_value("sigmas", sigmas, "either steps or sigmas, not both")
+        hint = f", within the schedule's {low:.6g} to {high:.6g}"
+        values = check_descending("sigmas", as_float64("sigmas", sigmas), hint=hint)
+        # a list rounded to a few digits at its ends is still meant to be this range
+        outside = (values < low * 0.999) | (values > high * 1.001)
+        if outside.any():
+            raise _checks.bad_value("sigmas", float(values[np.argmax(outside)]), f"noise levels{hint[1:]}")
+        return values
+    _checks.choice("spacing", spacing, SIGMA_SPACINGS)
+    count = len(schedule) if steps is None else _checks.integer("steps", steps, 1, len(schedule))
+    if not np.isfinite(high):
+        raise _checks.bad_value(
+            "spacing", spacing, f"with alphas_cumprod = 0 at the last timestep: {', '.join(SPACINGS)}"
+        )
+    if count > 1 and low == high:
+        raise _checks.bad_value("steps", steps, f"1 with spacing={spacing!r} on one noise level")
+    return (karras_sigmas if spacing == "karras" else exponential_sigmas)(count, low, high)
+
+
+def log_sigmas(schedule: NoiseSchedule) -> np.ndarray:
+    """log(sqrt((1 - abar) / abar)) of every timestep, float64, ascending; inf where abar = 0."""
+    with np.errstate(divide="ignore", over="ignore"):
+        logs = np.cumsum(np.log1p(-schedule.betas.numpy()))  # log(abar) without forming 1 - abar
+        large = logs < -700  # where exp(-log) would overflow
+        return np.where(large, -logs / 2, np.log(np.expm1(np.where(large, 700.0, -logs))) / 2)
+
+
+def time_of_sigma(schedule: NoiseSchedule, sigma: Any) -> np.ndarray:
+    """The fractional timestep with this noise level: log(sigma) is interpolated linearly, the ends hold."""
+    logs = log_sigmas(schedule)
+    known = np.isfinite(logs)
+    return np.interp(np.log(sigma), logs[known], np.arange(len(logs))[known])
+
+
+def sigma_of_time(schedule: NoiseSchedule, time: Any) -> np.ndarray:
+    """The noise level of a fractional timestep, inverse to `time_of_sigma`."""
+    logs = log_sigmas(schedule)
+    return np.exp(np.interp(time, np.arange(len(logs)), logs))
 
 
 def _explicit(n_train: int, timesteps: Any) -> np.ndarray:

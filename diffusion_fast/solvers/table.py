@@ -131,21 +131,32 @@ class StepTable(Sequence[StepRow]):
         )
 
     @classmethod
-    def from_columns(cls, solver: str, timesteps: np.ndarray, **columns: npt.ArrayLike) -> StepTable:
-        """A table with one evaluation per row, each at its own timestep, from float64 coefficients by name.
+    def from_columns(
+        cls,
+        solver: str,
+        timesteps: np.ndarray,
+        *,
+        evaluates: npt.ArrayLike = True,
+        push: npt.ArrayLike = False,
+        **columns: npt.ArrayLike,
+    ) -> StepTable:
+        """A table from float64 coefficients by name; row i evaluates the network at timesteps[i].
 
-        Those not given leave their term out. Each is rounded once to float32. Raises ValueError for one that
-        float32 cannot hold.
+        Coefficients not given leave their term out; each is rounded once to float32. evaluates, push: bool,
+        one for all rows or (n_rows,). Rows at equal timesteps share one network time. Raises ValueError for
+        a coefficient that float32 cannot hold.
         """
         rows = np.zeros(len(timesteps), dtype=ROW_DTYPE)
         for name in COEFFICIENTS:
             rows[name] = _round_once(name, columns.pop(name, _NEUTRAL.get(name, 0.0)), timesteps)
         if columns:
             raise TypeError(f"columns: got {', '.join(columns)}; accepted: {', '.join(COEFFICIENTS)}")
-        rows["table"] = np.arange(len(timesteps))
-        rows["flags"] = EVAL
+        distinct = list(dict.fromkeys(timesteps.tolist()))  # in the order they first run
+        index = {time: i for i, time in enumerate(distinct)}
+        rows["table"] = [index[time] for time in timesteps.tolist()]
+        rows["flags"] = EVAL * np.asarray(evaluates, bool) | PUSH * np.asarray(push, bool)
         rows["guidance"] = 1.0
-        return cls(rows, timesteps, timesteps, solver)
+        return cls(rows, timesteps, np.array(distinct, timesteps.dtype), solver)
 
     @overload
     def __getitem__(self, index: int) -> StepRow: ...
