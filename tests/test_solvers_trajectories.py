@@ -203,3 +203,76 @@ def test_rows_of_langevin() -> None:
             x = x + 5e-3 * score + (0.01**0.5 * draw() if i < 5 else 0.0)
             rows.append((x, 0.0))
         assert_same_rows(run_exact(table, schedule, start, noise=z)[1:], iter(rows), lambda _: 1.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["euler", "heun", "dpm_solver_2", "dpmpp_2m", "dpmpp_2s_ancestral", "unipc", "lms"]
+)
+def test_rows_of_a_flow_that_starts_with_some_signal(name: str) -> None:
+    """In x / (1 - t) and sigma = t / (1 - t) a flow is like any other schedule."""
+    loop = {"euler": euler, "heun": edm, "lms": lms, "unipc": unipc, "dpmpp_2m": dpmpp_2m}.get(name)
+    options: dict[str, Any] = {}
+    if name == "dpm_solver_2":
+        loop = dpm_solver_2
+    if name == "dpmpp_2s_ancestral":
+        loop, options = dpmpp_2s_ancestral, {"eta": 0.5, "s_noise": 1.0}
+    assert loop is not None
+    times = np.linspace(0.95, 0.1, 8)
+    schedule = FlowSchedule(times)
+    table = solvers.solve(name, schedule, **options)
+    start = np.random.default_rng(0).standard_normal(N_SAMPLES)
+    z, draw = noise_of(table)
+    got = run_exact(table, schedule, start, kind="flow", noise=z)[1:]
+    sigmas = [*(times / (1 - times)).tolist(), 0.0]
+    assert_same_rows(got, loop(start / 0.05, sigmas, draw, **options), lambda sigma: 1 / (1 + sigma))
+
+
+@pytest.mark.parametrize("solver", ["euler", "euler_ancestral", "heun", "dpmpp_2m_sde", "unipc", "lms"])
+def test_prediction_types_are_one_model(solver: str) -> None:
+    start = np.random.default_rng(0).standard_normal(N_SAMPLES)
+    kinds = {
+        NoiseSchedule.linear(100, 1e-3, 0.08): ("epsilon", "sample", "v_prediction", "score"),
+        SigmaSchedule.karras(8, 0.05, 20.0): ("epsilon", "sample", "score", "edm"),
+    }
+    for schedule, names in kinds.items():
+        results = []
+        for kind in names:
+            steps = 8 if isinstance(schedule, NoiseSchedule) else None
+            table = solvers.solve(solver, schedule, steps=steps, prediction_type=kind)
+            z, _ = noise_of(table)
+            results.append(run_exact(table, schedule, start, kind=kind, noise=z)[-1])
+        for other in results[1:]:
+            np.testing.assert_allclose(other, results[0], atol=2e-5)
+
+
+def test_clip_bounds_x0_at_each_evaluation() -> None:
+    """Euler and Heun with the denoiser's value clamped, which is what both see of it."""
+    schedule = SigmaSchedule.karras(8, 0.05, 20.0)
+    start = np.random.default_rng(0).standard_normal(N_SAMPLES)
+
+    def clipped(x: Array, signal: float, noise: float) -> Array:
+        return np.clip(MIXTURE.denoised(x, signal, noise), -0.7, 0.7)
+
+    for solver in ("euler", "heun", "dpmpp_2m", "unipc", "edm", "dpmpp_3m_sde"):
+        ours = solvers.solve(solver, schedule, prediction_type="sample", clip=0.7)
+        plain = solvers.solve(solver, schedule, prediction_type="sample")
+        z, _ = noise_of(ours)
+        got = run_exact(ours, schedule, start, kind="sample", noise=z)
+        expected = run_exact(plain, schedule, start, denoised=clipped, kind="sample", noise=z)
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+        assert np.abs(got[-1]).max() <= 0.7 + 1e-6
+
+
+def test_network_times_of_the_rows() -> None:
+    """A row that evaluates nothing adds none; churn raises those of first stages; middles use the nearest."""
+    schedule = SigmaSchedule.karras(5)
+    sigmas = schedule.sigmas.tolist()
+    assert solvers.euler(schedule).table_timesteps.tolist() == sigmas
+    assert solvers.euler(schedule).timesteps.tolist() == [sigmas[0], *sigmas]
+    churned = solvers.edm(schedule, s_churn=1.0, solver_order=1)
+    np.testing.assert_allclose(churned.table_timesteps, np.multiply(sigmas, 1.2), rtol=1e-14)
+    trained = NoiseSchedule.linear(1000)
+    whole = solvers.dpm_solver_2(trained, steps=40).timesteps
+    between = solvers.dpm_solver_2(trained, steps=40, fractional_time=True).timesteps
+    np.testing.assert_array_equal(whole, np.rint(between))
+    assert (np.abs(between - np.floor(between) - 0.5) < 0.4).any()  # some round up, some down
