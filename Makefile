@@ -41,7 +41,7 @@ build: $(STAMP)package
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 
 demo: build
-	@$(BIN)/diffusion-fast demo
+	@$(BIN)/diffusion-fast demo --force
 
 test: $(STAMP)test build
 	@$(BIN)/python -m pytest --quiet -m "not slow"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import itertools
 import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import diffusion_fast
+from diffusion_fast.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ["diffusion_fast"] + [
@@ -40,6 +43,22 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert blocks
     monkeypatch.chdir(tmp_path)
     for block in blocks:
-        code = block.replace("epochs=500", "epochs=1").replace("1_000_000", "1000")
+        code = re.sub(r"epochs=\d+", "epochs=1", block).replace("1_000_000", "1000")
         exec(compile(code, "README.md", "exec"), {})
-    assert "layer 1" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("layer 1") == len(blocks)
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="the README is not beside the tests")
+def test_readme_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transcript's commands, one after the other, with one epoch and few samples; each line is said."""
+    text = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^    \$ diffusion-fast (.*)$", text, re.M)
+    assert [command.split()[0] for command in commands] == ["train", "sample", "evaluate", "plot", "explain"]
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        words = command.replace("1000000", "2000").split()
+        result = CliRunner().invoke(main, [*words, *(["--epochs", "1"] if words[0] == "train" else [])])
+        assert result.exit_code == 0, result.output
+        for line in result.output.splitlines():
+            heading = itertools.takewhile(lambda word: not re.search(r"\d", word), line.split(" "))
+            assert " ".join(heading).strip() in text, f"{command}: README lacks {line!r}"
