@@ -19,14 +19,17 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from diffusion_fast import _checks
+from diffusion_fast._timing import torch_threads
 from diffusion_fast.datasets import Dataset
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.solvers.levels import PREDICTION_TYPES
+from diffusion_fast.threads import MAX_THREADS
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Noise is drawn for many batches at once, which costs less per number; this bounds the memory it takes.
 BLOCK_ELEMENTS = 1 << 20
 VALIDATION_BATCH = 8192
+SMALL_STEP = 1 << 27  # weights x rows: below, a second thread costs more than it brings
 
 
 @dataclass
@@ -63,6 +66,7 @@ def train(
     prediction_type: str = "epsilon",
     labels: Any = None,
     label_dropout: float = 0.0,
+    threads: int | None = None,
 ) -> TrainingHistory:
     """Train `model(x, t)` (or `model(x, t, y)` with labels) in place and leave it in eval mode.
 
@@ -86,6 +90,8 @@ def train(
         labels: (n,) integers in [0, model.n_classes), for a model with classes.
         label_dropout: probability in [0, 1) that a row's label is replaced by the null class n_classes,
             for classifier-free guidance.
+        threads: of torch on the CPU. None takes one for small networks (fewer than 2^27 weights times rows in
+            a batch), where several would mostly wait for each other, else as many as torch is set to.
 
     Raises ValueError or TypeError for an argument outside of what is listed, before the model is touched;
     FloatingPointError if the loss becomes NaN or infinite. Ctrl-C leaves the model in eval mode.
@@ -103,6 +109,8 @@ def train(
         if validation is None:
             raise _checks.bad_value("patience", patience, "None, unless validation is given")
     _checks.flag("progress", progress)
+    if threads is not None:
+        _checks.integer("threads", threads, 1, MAX_THREADS)
     parameters = _trainable(model)
     generator = torch.Generator(parameters[0].device).manual_seed(_checks.seed("seed", seed))
     noiser = _Noiser(model, schedule, prediction_type, label_dropout, generator)
@@ -112,11 +120,15 @@ def train(
     steps = epochs * math.ceil(len(rows) / batch_size)
     trainer = _Trainer(model, parameters, noiser, optimizer, lr, lr_decay, weight_decay, ema, steps)
     fixed = None if held_out is None else noiser.corrupt(held_out)
+    if threads is None:
+        small = sum(p.numel() for p in parameters) * batch_size < SMALL_STEP
+        threads = 1 if small else torch.get_num_threads()
 
     history = TrainingHistory()
     began = time.perf_counter()
     # A module of the user's own may have dropout, which draws from the global generator.
-    with torch.random.fork_rng([generator.device] if generator.device.type == "cuda" else []):
+    devices = [generator.device] if generator.device.type == "cuda" else []
+    with torch_threads(threads), torch.random.fork_rng(devices):
         torch.manual_seed(generator.initial_seed())
         try:
             for epoch in tqdm(
