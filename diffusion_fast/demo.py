@@ -7,10 +7,10 @@ The recipe: a cosine schedule (Nichol and Dhariwal 2021) ends in the pure noise 
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +18,12 @@ from torch import Tensor
 from diffusion_fast import _checks
 from diffusion_fast._timing import torch_threads
 from diffusion_fast.checkpoint import save
+from diffusion_fast.cli.options import default_epochs
+from diffusion_fast.cli.output import replacing
 from diffusion_fast.datasets import Dataset
 from diffusion_fast.metrics import MetricResult, emd, sliced_wasserstein
 from diffusion_fast.models import MLPDenoiser
-from diffusion_fast.plotting import compare_samples, loss_curve
+from diffusion_fast.plotting import compare_samples, image_grid, loss_curve
 from diffusion_fast.sampler import Sampler
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.training import TrainingHistory, train
@@ -30,7 +32,6 @@ N_STEPS = 100
 HIDDEN = (128, 128)
 ACTIVATION = "relu"
 TIME_EMBEDDING = "sinusoidal"
-TRAINING_STEPS = 5000
 BATCH_SIZE = 1024
 LEARNING_RATE = 3e-3
 EMA = 0.999
@@ -59,7 +60,7 @@ def train_demo_model(
 ) -> tuple[MLPDenoiser, NoiseSchedule, TrainingHistory]:
     """A denoiser trained by the recipe; epochs = None takes as many as make 5000 steps (500 on the helix)."""
     if epochs is None:
-        epochs = max(1, round(TRAINING_STEPS / math.ceil(len(dataset.train) / BATCH_SIZE)))
+        epochs = default_epochs(len(dataset.train), BATCH_SIZE)
     schedule = NoiseSchedule.cosine(N_STEPS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_checks.seed("seed", seed))
@@ -90,17 +91,18 @@ def run_demo(
     epochs: int | None = None,
     seed: int = 0,
     progress: bool = True,
-    source: str | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> DemoResult:
     """Train, sample, measure, and write `checkpoint.safetensors`, `samples.png` and `loss.png` into out.
 
     Distances are taken on standardized columns, to the held-out rows of the data set. The checkpoint
-    remembers `source`, the data's name or path, so that the commands evaluate and plot find the rows again.
+    remembers the metadata, such as the data's name or path by which the commands evaluate and plot find the
+    rows again, and the losses.
     """
     n_samples = _checks.integer("n_samples", n_samples, 1)
     out.mkdir(parents=True, exist_ok=True)
     model, schedule, history = train_demo_model(dataset, epochs=epochs, seed=seed, progress=progress)
-    known = {"data": {"source": source or dataset.name, "seed": seed}, "columns": list(dataset.columns)}
+    known = {"columns": list(dataset.columns), **(metadata or {}), "history": asdict(history)}
     save(out / "checkpoint.safetensors", model, schedule, dataset.standardiser, metadata=known)
 
     sampler = Sampler(model, schedule, solver="ddpm", variance=VARIANCE, backend="native")
@@ -112,14 +114,15 @@ def run_demo(
 
     held_out = dataset.standardised_test
     distances = emd(samples, held_out, seed=seed), sliced_wasserstein(samples, held_out, seed=seed)
-    picture = compare_samples(
-        dataset.standardiser.inverse(samples),
-        dataset.test,
-        columns=dataset.columns,
-        title=f"{dataset.name}: held-out data and {n_samples:,} samples",
-    )
-    picture.savefig(out / "samples.png", dpi=150)
-    loss_curve(history).savefig(out / "loss.png", dpi=150)
+    title = f"{dataset.name}: held-out data and {n_samples:,} samples"
+    rows = dataset.standardiser.inverse(samples)
+    if dataset.image_shape is not None:
+        picture = image_grid(rows, dataset.test, shape=dataset.image_shape, title=title)
+    else:
+        picture = compare_samples(rows, dataset.test, columns=dataset.columns, title=title)
+    for name, figure in {"samples.png": picture, "loss.png": loss_curve(history)}.items():
+        with replacing(out / name) as temporary:
+            figure.savefig(temporary, dpi=150)
     torch_seconds = n_samples / torch_rate
     report = _report(n_samples, sampling_seconds, torch_seconds, note, distances, history)
     return DemoResult(n_samples, sampling_seconds, torch_seconds, *distances, history, report)

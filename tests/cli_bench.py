@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from click.testing import CliRunner, Result
 
+import diffusion_fast as df
 from diffusion_fast.cli import main
 
 SMALL = ["--hidden", "8", "--n-steps", "10", "--epochs", "1"]
@@ -51,6 +52,13 @@ def make_bench(folder: Path) -> Path:
     arguments = ["--data", "kinds.csv", "--label-column", "kind", "--hidden", "32", "--n-steps", "10"]
     done(folder, "train", *arguments, "--epochs", "150", "--batch-size", "64", "--out", "kinds.safetensors")
     return folder
+
+
+def rewrite(folder: Path, old: str, new: str, **metadata: object) -> None:
+    """A checkpoint of the same model with other metadata, as another program may save it."""
+    was = df.load(folder / f"{old}.safetensors")
+    known = was.metadata | metadata
+    df.save(folder / f"{new}.safetensors", was.model, was.schedule, was.standardiser, metadata=known)
 
 
 def listing(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cli_bench import listing, make_bench, run
+from cli_bench import listing, make_bench, rewrite, run
+
+import diffusion_fast as df
 
 
 class Case(NamedTuple):
@@ -60,6 +62,19 @@ CASES = [
     Case("plot --out", "unknown suffix", "plot helix.safetensors --out new.npy", "'new.npy'", r"\.png"),
     Case("plot --out", "film without --chain", "plot helix.safetensors --out new.gif", "'new.gif'", r"\.png"),
     Case("demo --out", "a file", "demo --out data.npy", "'data.npy'", "folder"),
+    Case("demo --out", "below a file", "demo --out data.npy/new", "'data.npy/new'", "folder"),
+    Case("demo --out", "an earlier run's", "demo --out earlier", "'earlier/loss.png', which exists",
+         "--force"),
+    Case("demo --out", "folder that refuses", "demo --out /proc/new/folder", "cannot be made",
+         "can be written"),
+    Case("sample --out", "two columns of a name", "sample twice.safetensors --out new.csv",
+         "two columns named 'u'", r"\.npy"),
+    Case("sample --out", "x in .npz", "sample small-x.safetensors --out new.npz", "'x', has the name",
+         r"\.csv"),
+    Case("sample --out", "X in .npz", "sample large-X.safetensors --out new.npz", "'X', has the name",
+         r"\.csv"),
+    Case("sample --out", "columns in .npz", "sample columns.safetensors --out new.npz",
+         "'columns', has the name", r"\.csv"),
     # numbers
     Case("sample --num-samples", "0", f"{SAMPLE} --num-samples 0", "'0'", "from 1 to"),
     Case("sample --num-samples", "2^48 + 1", f"{SAMPLE} --num-samples 281474976710657", "281474976710657",
@@ -131,6 +146,39 @@ CASES = [
     Case("plot SAMPLES", "no checkpoint", "plot data.npy --chain --out new.png", "'data.npy'",
          "a checkpoint"),
     Case("plot --loss", "with --chain", f"{PLOT} --loss --chain", "--chain", "one of the two"),
+    Case("evaluate --num-samples", "9", "evaluate helix.safetensors --num-samples 9", "'9'", "from 10"),
+    Case("evaluate SAMPLES", "9 rows", "evaluate nine.npy --data moons", "9 rows", "at least 10"),
+    Case("evaluate --data", "few held-out rows", "evaluate data.npy --data twenty.npy", "4 held-out rows",
+         "at least 10"),
+    # options without a use
+    Case("evaluate --labels", "with a file", "evaluate data.npy --data moons --labels a,b", "'a,b'",
+         "a file of samples"),
+    Case("evaluate --guidance-scale", "with a file", "evaluate data.npy --data moons --guidance-scale 7", "7",
+         "a file of samples"),
+    Case("evaluate --solver", "with a file", "evaluate data.npy --data moons --solver ddpm", "'ddpm'",
+         "a file of samples"),
+    Case("evaluate --num-samples", "with a file", "evaluate data.npy --data moons --num-samples 30", "30",
+         "a file of samples"),
+    Case("evaluate --data-seed", "with a checkpoint", "evaluate helix.safetensors --data-seed 1", "1",
+         "knows its own"),
+    Case("plot --data-seed", "with a checkpoint", f"{PLOT} --data-seed 1", "1", "knows its own"),
+    Case("plot --seed", "with a file", "plot data.npy --data moons --seed 1 --out new.png", "1",
+         "a file of samples"),
+    Case("plot --data", "with --loss", "plot helix.safetensors --loss --data nosuch --out new.png",
+         "'nosuch'", "nothing with --loss"),
+    Case("plot --labels", "with --loss", "plot helix.safetensors --loss --labels zzz --out new.png", "'zzz'",
+         "nothing with --loss"),
+    Case("plot --data", "with --chain", f"{PLOT} --chain --data moons", "'moons'", "nothing with --chain"),
+    Case("plot --label-column", "with --chain", f"{PLOT} --chain --label-column q", "'q'",
+         "nothing with --chain"),
+    # what other programs wrote, or is not what it was
+    Case("explain CHECKPOINT", "prediction type", "explain odd.safetensors", "'score'", "epsilon"),
+    Case("plot SAMPLES", "history", "plot odd.safetensors --loss --out new.png", "without a history",
+         "written by train"),
+    Case("evaluate --data", "seed of the data", "evaluate odd.safetensors", "not given", "does not say"),
+    Case("evaluate CHECKPOINT", "data is gone", "evaluate gone.safetensors", "gone.csv is gone", "--data"),
+    Case("plot CHECKPOINT", "data has changed", "plot changed.safetensors --out new.png",
+         "changed since training", "--data"),
     # a file of settings
     Case("train --config", "missing", f"{TRAIN} --config no.toml", "'no.toml'", "existing"),
     Case("train --config", "no TOML", f"{TRAIN} --config notes.txt", "'notes.txt'", "key = value"),
@@ -157,6 +205,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "wrong.toml").write_text("epochs = 2.5\n")
     (folder / "flag.toml").write_text("ema = true\n")
     (folder / "folder.npy").mkdir()
+    (folder / "earlier").mkdir()
+    (folder / "earlier" / "loss.png").touch()
+    np.save(folder / "nine.npy", np.zeros((9, 2)))
+    np.save(folder / "twenty.npy", np.arange(40.0).reshape(20, 2))
+    kinds = df.load(folder / "kinds.safetensors").metadata["data"]
+    for name, column in {"small-x": "x", "large-X": "X", "columns": "columns", "twice": "u"}.items():
+        rewrite(folder, "kinds", name, data=kinds | {"label_column": column})
+    rewrite(
+        folder,
+        "helix",
+        "odd",
+        data={"source": "helix_3d", "seed": "x"},
+        history={"a": 1},
+        prediction_type="score",
+    )
+    rewrite(folder, "kinds", "gone", data=kinds | {"source": "gone.csv"})
+    rewrite(folder, "kinds", "changed", data=kinds | {"sha256": "0" * 64})
     return folder
 
 
@@ -169,7 +234,7 @@ def test_bad_command_line(case: Case, folder: Path) -> None:
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
     name, given, accepted = re.fullmatch(
-        r"error: ([\w\-\[\]]+(?: in [\w.]+)?): (?:got )?(.*); accepted: (.*)", lines[0]
+        r"error: ([\w\-\[\]]+(?: in [\w.]+)?): (?:got )?(.*?); accepted: (.*)", lines[0]
     ).groups()  # type: ignore[union-attr]
     assert re.fullmatch(case.name or case.argument.split()[-1], name), lines[0]
     assert re.search(case.given, given), lines[0]

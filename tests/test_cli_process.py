@@ -90,7 +90,12 @@ def test_type_checkers_and_users_find_the_same(name: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
-def test_an_interrupt_is_130_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_a_signal_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int, word: str) -> None:
     model = MLPDenoiser(2, (128, 128), n_steps=20).eval()
     df.save(tmp_path / "slow.safetensors", model, df.NoiseSchedule.cosine(20))
     out = tmp_path / "out"
@@ -108,12 +113,12 @@ def test_an_interrupt_is_130_and_leaves_nothing(tmp_path: Path) -> None:
     try:
         while process.poll() is None and not any(path.stat().st_size for path in out.iterdir()):
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert stdout == "" and stderr.split() == ["interrupted"]
+    assert process.returncode == code
+    assert stdout == "" and stderr.split() == [word]
     assert list(out.iterdir()) == []
 
 

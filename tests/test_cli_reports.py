@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_bench import SMALL, done, json_of, listing, make_bench, run
+from cli_bench import SMALL, done, json_of, listing, make_bench, rewrite, run
 
 import diffusion_fast as df
 from diffusion_fast import shape_benchmark
@@ -145,7 +145,55 @@ def test_bench_measures(bench: Path) -> None:
     assert found["widths"] == [2, 16, 2] and found["samples_per_second"] > 0
 
 
+# ---- the rows held out
+
+
+def test_a_file_of_samples_is_compared_with_the_rows_that_data_seed_held_out(
+    bench: Path, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(1).standard_normal((60, 2))
+    np.savez(tmp_path / "s.npz", x=x, kind=np.zeros(60, int))
+    arguments = ["evaluate", tmp_path / "s.npz", "--data", "kinds.csv", "--label-column", "kind"]
+
+    def found(*more: object) -> float:
+        return json_of(bench, *arguments, *more)["metrics"]["energy_distance"]["value"]
+
+    for seed, more in {0: ["--seed", 4], 3: ["--data-seed", 3]}.items():
+        data = df.datasets.load_file(bench / "kinds.csv", label_column="kind", seed=seed)
+        rows = data.standardiser.transform(x)
+        expected = df.metrics.energy_distance(rows, data.standardised_test).value
+        assert found(*more) == pytest.approx(expected, rel=1e-12)
+    done(bench, "plot", *arguments[1:], "--data-seed", 3, "--out", tmp_path / "s.png")
+
+
+def test_a_file_changed_since_training_is_refused(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((100, 2))
+    np.save(tmp_path / "d.npy", rows)
+    done(tmp_path, "train", "--data", "d.npy", "--seed", 2, "--out", "d.safetensors", *SMALL)
+    evaluate = ["evaluate", "d.safetensors", "--num-samples", 20]
+    before = json_of(tmp_path, *evaluate)["metrics"]
+    for changed in (rows[1:], rows[::-1], rows.astype(np.float32), rows + 1e-9):
+        np.save(tmp_path / "d.npy", changed)
+        refused = run(tmp_path, *evaluate)
+        assert refused.exit_code == 2
+        assert re.fullmatch(r"error: CHECKPOINT: .*d\.npy has changed since .*--data.*\n", refused.stderr)
+    done(tmp_path, *evaluate, "--data", "d.npy")
+    np.save(tmp_path / "d.npy", rows)
+    assert json_of(tmp_path, *evaluate)["metrics"] == before
+
+
 # ---- failures while running
+
+
+@pytest.mark.parametrize("error", [ValueError("array is too big"), TypeError("an integer is required")])
+def test_a_fault_is_no_bad_input(bench: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(self: Sampler) -> str:
+        raise error
+
+    monkeypatch.setattr(Sampler, "explain", fail)
+    result = run(bench, "explain", "helix.safetensors")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {type(error).__name__}: {error}")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -217,6 +265,31 @@ def test_a_checkpoint_without_memory_needs_to_be_told(bench: Path, tmp_path: Pat
     refused = run(tmp_path, "plot", "bare.safetensors", "--out", "p.png")
     assert refused.exit_code == 2 and "--data: not given" in refused.stderr
     done(tmp_path, "plot", "bare.safetensors", "--data", "helix_3d", "--out", "p.png")
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"settings": "abc", "image_shape": [5], "history": {"a": 1}, "data": 3, "columns": 7},
+        {"settings": [1], "image_shape": ["1", 3], "history": "losses", "data": {"source": 1}},
+        {"image_shape": [2, 2], "history": {"train_loss": []}, "data": {"source": "helix_3d", "seed": "x"}},
+        {"image_shape": 3, "history": {"train_loss": ["a"]}, "data": {"source": "moons", "seed": -1}},
+        {"history": {"train_loss": [1], "best_epoch": "x"}, "data": {"source": "moons", "label_column": 3}},
+    ],
+)
+def test_what_another_program_left_in_a_checkpoint_is_passed_over(
+    bench: Path, tmp_path: Path, known: dict
+) -> None:
+    rewrite(bench, "helix", "other", **known)
+    done(bench, "explain", "other.safetensors")
+    done(bench, "sample", "other.safetensors", "--num-samples", 20, "--out", tmp_path / "s.csv")
+    chain = ["plot", "other.safetensors", "--chain", "--num-samples", 20, "--out", tmp_path / "c.png"]
+    done(bench, *chain)
+    done(bench, "evaluate", "other.safetensors", "--data", "helix_3d", "--num-samples", 20)
+    refused = run(bench, "evaluate", "other.safetensors", "--num-samples", 20)
+    assert refused.exit_code == 2 and refused.stderr.startswith("error: --data: not given")
+    refused = run(bench, "plot", "other.safetensors", "--loss", "--out", tmp_path / "l.png")
+    assert refused.exit_code == 2 and "without a history" in refused.stderr
 
 
 def test_report_keeps_json_to_what_json_has(capsys: pytest.CaptureFixture[str]) -> None:

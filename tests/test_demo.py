@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_bench import done, listing, run
 from click.testing import CliRunner
 from torch import nn
 
@@ -16,7 +17,7 @@ from diffusion_fast.checkpoint import load
 from diffusion_fast.cli import main
 from diffusion_fast.datasets import helix_3d
 from diffusion_fast.metrics import emd
-from diffusion_fast.plotting import compare_samples, loss_curve
+from diffusion_fast.plotting import compare_samples, image_grid, loss_curve
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.training import TrainingHistory
 
@@ -56,6 +57,51 @@ def test_the_command_says_what_is_wrong(tmp_path):
     assert "--data: got" in result.output
     assert not (tmp_path / "out").exists()
     assert CliRunner().invoke(main, ["demo", "--num-samples", "0"]).exit_code == 2
+
+
+SHORT = ["--epochs", 1, "--num-samples", 200, "--threads", 1]
+
+
+def test_labelled_data_of_the_demo_is_found_again(tmp_path, small_demo):
+    text = "".join(f"{i % 7},{i % 5},{'ab'[i % 2]}\n" for i in range(300))
+    (tmp_path / "d.csv").write_text("u,v,kind\n" + text)
+    arguments = ["demo", "--data", "d.csv", "--label-column", "kind", "--seed", 3, "--out", "out"]
+    done(tmp_path, *arguments, *SHORT)
+    checkpoint = "out/checkpoint.safetensors"
+    known = load(tmp_path / checkpoint).metadata
+    assert known["data"]["label_column"] == "kind" and known["data"]["seed"] == 3
+    assert done(tmp_path, "evaluate", checkpoint, "--num-samples", 50).stdout.startswith("50 samples")
+    done(tmp_path, "plot", checkpoint, "--out", "p.png", "--num-samples", 50)
+    done(tmp_path, "plot", checkpoint, "--out", "l.png", "--loss")
+
+
+def test_an_earlier_demo_is_replaced_by_force_alone(tmp_path, small_demo, monkeypatch):
+    done(tmp_path, "demo", "--data", "moons", *SHORT)
+    before = listing(tmp_path)
+    assert len(before) == 3
+    monkeypatch.setattr(demo, "train_demo_model", None)  # refused before any work
+    refused = run(tmp_path, "demo", "--data", "moons", *SHORT, "--seed", 1)
+    assert refused.exit_code == 2 and "--force" in refused.stderr
+    assert listing(tmp_path) == before
+    monkeypatch.undo()
+    monkeypatch.setattr(demo, "TORCH_SAMPLES", 64)
+    monkeypatch.setattr(demo, "TORCH_CHUNKS", (32,))
+    done(tmp_path, "demo", "--data", "moons", *SHORT, "--seed", 1, "--force")
+    after = listing(tmp_path)
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in before)
+
+
+def test_images_are_drawn_as_images(tmp_path, small_demo, monkeypatch):
+    seen = []
+
+    def grid(*given, **named):
+        seen.append(named["shape"])
+        return image_grid(*given, **named)
+
+    monkeypatch.setattr(demo, "image_grid", grid)
+    done(tmp_path, "demo", "--data", "digits", *SHORT)
+    assert seen == [(8, 8)]
 
 
 def test_the_demo_measures_the_samples_that_it_draws(tmp_path, small_demo):

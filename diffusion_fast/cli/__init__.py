@@ -32,7 +32,7 @@ def main(ctx: click.Context) -> None:
       diffusion-fast explain helix.safetensors
 
     \b
-    Exit codes: 0 done, 1 a failure while running, 2 bad input or usage, 130 interrupted.
+    Exit codes: 0 done, 1 a failure while running, 2 bad input or usage, 130 interrupted, 143 terminated.
     DIFFUSION_FAST_DEBUG=1 shows the traceback of an error as well.
 
     \b

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
 from diffusion_fast.cli import options
 from diffusion_fast.cli.errors import Command
+
+FILES = ("checkpoint.safetensors", "samples.png", "loss.png")
 
 
 @click.command(cls=Command)
@@ -21,8 +22,13 @@ from diffusion_fast.cli.errors import Command
     default="demo-output",
     help="Folder to write to.",
 )
+@options.force
 @options.num_samples(1_000_000)
-@click.option("--epochs", type=options.integer(1), help="Passes over the data.  [default: about 5000 steps]")
+@click.option(
+    "--epochs",
+    type=options.integer(1),
+    help=f"Passes over the data.  [default: about {options.TRAINING_STEPS} steps]",
+)
 @options.seed
 @options.threads
 @options.progress
@@ -31,6 +37,7 @@ def demo(
     data: str,
     label_column: str | None,
     out: str,
+    force: bool,
     num_samples: int,
     epochs: int | None,
     seed: int,
@@ -40,25 +47,30 @@ def demo(
 ) -> None:
     """Train a small model, draw a million samples, show their speed and their distance to held-out data.
 
-    Writes checkpoint.safetensors, samples.png and loss.png, in place of those of an earlier run.
+    Writes checkpoint.safetensors, samples.png and loss.png; --force replaces those of an earlier run.
 
     \b
     Example:
       diffusion-fast demo
     """
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise click.UsageError(f"--out: got {out!r}, which is a file; accepted: a folder, new or not")
+    from diffusion_fast.cli import output, stored
+
+    folder = output.check_folder(out, FILES, force=force)
 
     import torch
 
-    from diffusion_fast.cli import output, stored
-    from diffusion_fast.datasets import NAMES
     from diffusion_fast.demo import run_demo
     from diffusion_fast.threads import resolve
 
     torch.set_num_threads(resolve(threads))  # for both sides of the comparison
     dataset = stored.load_data(data, label_column, seed)
+    settings = {
+        "data": data,
+        "label_column": label_column,
+        "seed": seed,
+        "epochs": epochs,
+        "prediction_type": "epsilon",
+    }
     show = sys.stderr.isatty() if progress is None else progress
     result = run_demo(
         dataset,
@@ -67,7 +79,7 @@ def demo(
         epochs=epochs,
         seed=seed,
         progress=show,
-        source=data if data in NAMES else str(Path(data).resolve()),
+        metadata=stored.metadata(dataset, settings),
     )
     files = "wrote samples.png, loss.png and checkpoint.safetensors in"
     output.report(as_json, {"out": out, **asdict(result)}, f"{result.report}\n\n{files} {out}")

@@ -1,25 +1,32 @@
 """Exit codes, and errors as one line on standard error.
 
 0: done. 1: a failure while running (no memory, disk full, a loss that is no number). 2: bad input or usage,
-found before anything is written. 130: interrupted. DIFFUSION_FAST_DEBUG=1 shows the traceback as well.
+found before anything is written. 130: interrupted, 143: terminated. DIFFUSION_FAST_DEBUG=1 shows the
+traceback as well.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT: what was begun is tidied up on the way out."""
 
 
 class Command(click.Command):
@@ -29,8 +36,10 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except (ValueError, TypeError) as error:
-            message = _with_option_name(ctx, " ".join(str(error).split()))
-            raise click.UsageError(message) from error
+            message = " ".join(str(error).split())
+            if not re.match(r"[\w.\-]+(\[\d+\])*: (got|not given).*; accepted: ", message):
+                raise  # no refusal but a fault
+            raise click.UsageError(_with_option_name(ctx, message)) from error
 
 
 class Program(click.Group):
@@ -55,15 +64,44 @@ def naming(argument: str, typed: str) -> Iterator[None]:
         raise ValueError(f"{typed}{message.removeprefix(argument)}") from error
 
 
+def refuse_unused(names: Iterable[str], mode: str) -> None:
+    """Refuse options on the command line that the command does not use in this mode."""
+    ctx = click.get_current_context()
+    for param in ctx.command.params:
+        given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+        if param.name in names and given:
+            value = ctx.params[param.name]
+            raise click.UsageError(f"{_typed_name(ctx, param)}: got {value!r}; accepted: nothing with {mode}")
+
+
+@contextmanager
+def _termination_raises() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # handlers are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _terminate(*signal_and_frame: Any) -> NoReturn:
+    raise Terminated
+
+
 def _exit_code(run: Callable[[], Any]) -> int:
     try:
-        with warnings.catch_warnings():
+        with _termination_raises(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             run()
             return 0
     except click.Abort:
         click.echo("interrupted", err=True)
         return INTERRUPTED
+    except Terminated:
+        click.echo("terminated", err=True)
+        return TERMINATED
     except Exception as error:
         if os.environ.get("DIFFUSION_FAST_DEBUG"):
             traceback.print_exception(error)

@@ -10,7 +10,7 @@ import click
 
 import diffusion_fast as df
 from diffusion_fast.cli import options
-from diffusion_fast.cli.errors import Command
+from diffusion_fast.cli.errors import Command, refuse_unused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffusion_fast.metrics import MetricResult
 
 
+MIN_ROWS = 10  # of either side, for precision and recall have neighbours to count
 ALL_PAIRS_ROWS = 10_000  # of either side, for what takes time in proportion to their product
 
 
@@ -25,7 +26,8 @@ ALL_PAIRS_ROWS = 10_000  # of either side, for what takes time in proportion to 
 @click.argument("samples", type=options.SAMPLES)
 @options.other_data
 @options.label_column
-@options.num_samples(10_000, "Samples to draw from a checkpoint.")
+@options.data_seed
+@options.num_samples(10_000, "Samples to draw from a checkpoint.", MIN_ROWS)
 @options.seed
 @options.sampling
 @options.threads
@@ -35,7 +37,8 @@ def evaluate(samples: Path, seed: int, as_json: bool, **how: Any) -> None:
     """Compare SAMPLES, a file of them or a checkpoint to draw them from, with held-out data.
 
     Each distance stands beside its floor: what fresh real data in place of the samples would get. Columns are
-    scaled as for training. A checkpoint knows its data; for a file of samples give --data.
+    scaled as for training. A checkpoint knows its data and the rows held out; for a file of samples give
+    --data, and --data-seed where the training had another --seed than 0.
 
     \b
     Examples:
@@ -44,7 +47,11 @@ def evaluate(samples: Path, seed: int, as_json: bool, **how: Any) -> None:
     """
     from diffusion_fast.cli import output, stored
 
-    data, rows, _ = stored.data_and_rows(samples, seed=seed, **how)
+    if stored.is_checkpoint(samples):
+        refuse_unused(["data_seed"], "a checkpoint, which knows its own")
+    else:
+        refuse_unused(options.DRAWING_OPTIONS, "a file of samples")
+    data, rows, _ = stored.data_and_rows(samples, seed=seed, at_least=MIN_ROWS, **how)
     results = measure(data.standardiser.transform(rows), data.standardised_test, seed)
     values = {
         "samples": str(samples),

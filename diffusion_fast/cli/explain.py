@@ -27,7 +27,7 @@ def explain(checkpoint: Path, labels: str | None, as_json: bool, **how: Any) -> 
     trained = stored.load_checkpoint(checkpoint)
     stored.label_cycle(trained, labels)
     sampler = stored.make_sampler(trained, **how)
-    settings = trained.metadata.get("settings", {})
+    settings = stored.settings(trained)
     result = {
         "explain": sampler.explain().splitlines(),
         "native": sampler.plan is not None,

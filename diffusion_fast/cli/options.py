@@ -80,6 +80,7 @@ SOLVERS = (
     "langevin",
     "annealed_langevin",
 )
+TRAINING_STEPS = 5000  # where --epochs is not given
 VARIANCES = ("beta", "posterior")
 MAX_SAMPLES = 1 << 48
 MAX_THREADS = 4096
@@ -235,8 +236,24 @@ label_column = click.option(
 )
 
 
-def num_samples(default: int, help: str = "Samples to draw.") -> Callable[[Decorated], Decorated]:
-    return click.option("--num-samples", type=integer(1, MAX_SAMPLES), default=default, help=help)
+data_seed = click.option(
+    "--data-seed",
+    type=integer(0, (1 << 64) - 1),
+    default=0,
+    help="For a file of samples: the seed that --data is drawn and split by, which is the --seed of the "
+    "training. A checkpoint knows it.",
+)
+
+
+def num_samples(
+    default: int, help: str = "Samples to draw.", low: int = 1
+) -> Callable[[Decorated], Decorated]:
+    return click.option("--num-samples", type=integer(low, MAX_SAMPLES), default=default, help=help)
+
+
+def default_epochs(rows: int, batch_size: int) -> int:
+    """As many as make about TRAINING_STEPS steps."""
+    return max(1, round(TRAINING_STEPS / math.ceil(rows / batch_size)))
 
 
 def out(accepted: str, required: bool = True) -> Callable[[Decorated], Decorated]:
@@ -256,6 +273,8 @@ def sampling(command: Decorated) -> Decorated:
 
 
 SAMPLER_OPTIONS = ("solver", "steps", "variance", "guidance_scale", "precision", "device")
+DRAWING_OPTIONS = ("num_samples", "labels", "threads", *SAMPLER_OPTIONS)
+DATA_OPTIONS = ("data", "data_seed", "label_column")
 _SAMPLING = (
     click.option("--solver", type=choice(SOLVERS), default="ddpm", help=f"{listed(SOLVERS)}."),
     click.option(
@@ -269,7 +288,8 @@ _SAMPLING = (
     click.option(
         "--labels",
         type=text("classes", "names of classes with commas between them, or none"),
-        help="Classes to draw, with commas between them, which the samples take in turn; 'none' for the "
+        help="Classes to draw, with commas between them, which the samples take in turn, or one whose name "
+        "has commas; 'none' for the "
         "model's law without a label.  [default: all classes, where the model has some]",
     ),
     click.option(

@@ -23,6 +23,8 @@ from typing import Any, BinaryIO
 import click
 import numpy as np
 
+ARRAYS_OF_NPZ = ("x", "X", "columns")  # where the samples are found, and their names
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -68,6 +70,38 @@ def check(path: str, suffixes: Sequence[str], *, force: bool) -> Path:
         why = f"which cannot be written ({error.strerror})"
         raise _refusal(path, why, "a file name in a folder that can be written") from error
     return target
+
+
+def check_folder(path: str, names: Sequence[str], *, force: bool) -> Path:
+    """The folder, new or not, once it is sure that files of those names can be written into it."""
+    folder = Path(os.path.realpath(path))
+    try:
+        nearest = next(p for p in (folder, *folder.parents) if p.exists())
+        if not nearest.is_dir():
+            raise _refusal(path, f"but {nearest} is a file", "a folder, new or not")
+        if nearest == folder:
+            for name in names:
+                check(str(Path(path) / name), (Path(name).suffix,), force=force)
+        else:
+            with _temporary(nearest / folder.relative_to(nearest).parts[0]) as probe:
+                probe.touch(exist_ok=False)
+    except OSError as error:
+        why = f"which cannot be made ({error.strerror})"
+        raise _refusal(path, why, "a folder in one that can be written") from error
+    return folder
+
+
+def check_names(path: str, columns: Sequence[str], label_column: str) -> None:
+    """That the file can hold the column of classes beside the others; an error of --out else."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".npy":
+        return  # has no names
+    if label_column in columns:
+        why = f"which would have two columns named {label_column!r}"
+        raise _refusal(path, why, "a file name ending in .npy, without classes")
+    if suffix == ".npz" and label_column in ARRAYS_OF_NPZ:
+        why = f"where the column of classes, {label_column!r}, has the name of another array"
+        raise _refusal(path, why, "a file name ending in .csv, .parquet, .npy")
 
 
 def _refusal(path: str, why: str, accepted: str) -> click.BadParameter:

@@ -9,7 +9,7 @@ import click
 
 import diffusion_fast as df
 from diffusion_fast.cli import options
-from diffusion_fast.cli.errors import Command
+from diffusion_fast.cli.errors import Command, refuse_unused
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +22,7 @@ MAX_CLASSES = 32  # that colors and markers tell apart
 @click.argument("samples", type=options.SAMPLES)
 @options.other_data
 @options.label_column
+@options.data_seed
 @click.option(
     "--chain", is_flag=True, help="How noise becomes samples: frames side by side, or a .gif or .mp4."
 )
@@ -54,6 +55,14 @@ def plot(
     if (chain or loss) and not stored.is_checkpoint(samples):
         kind = "--chain" if chain else "--loss"
         raise click.UsageError(f"SAMPLES: got '{samples}'; accepted: a checkpoint, with {kind}")
+    if loss:
+        refuse_unused((*options.DATA_OPTIONS, *options.DRAWING_OPTIONS, "seed"), "--loss")
+    elif chain:
+        refuse_unused(options.DATA_OPTIONS, "--chain")
+    elif stored.is_checkpoint(samples):
+        refuse_unused(["data_seed"], "a checkpoint, which knows its own")
+    else:
+        refuse_unused((*options.DRAWING_OPTIONS, "seed"), "a file of samples")
     with output.replacing(target) as temporary:
         if chain:
             draw_chain(samples, temporary, seed, how)
@@ -66,12 +75,12 @@ def plot(
 def loss_figure(checkpoint: Path) -> Figure:
     from diffusion_fast.cli import stored
 
-    history = stored.load_checkpoint(checkpoint, "SAMPLES").metadata.get("history")
+    history = stored.history(stored.load_checkpoint(checkpoint, "SAMPLES"))
     if history is None:
         raise ValueError(
             f"SAMPLES: got '{checkpoint}' without a history; accepted: a checkpoint written by train"
         )
-    return df.plotting.loss_curve(df.TrainingHistory(**history))
+    return df.plotting.loss_curve(history)
 
 
 def comparison(samples: Path, seed: int, how: dict[str, Any]) -> Figure:

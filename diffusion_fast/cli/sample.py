@@ -49,10 +49,12 @@ def sample(
     target = output.check(out, stored.FILE_SUFFIXES, force=force)
     trained = stored.load_checkpoint(checkpoint)
     cycle = stored.label_cycle(trained, labels)
+    names, label_column = stored.columns(trained), stored.label_column(trained)
+    if cycle is not None:
+        output.check_names(out, names, label_column)
     sampler = stored.make_sampler(trained, **how)
     draw = stored.Draw(sampler, num_samples, seed=seed, labels=cycle, threads=threads, progress=progress)
-    names = stored.columns(trained)
-    output.write(target, draw.samples(names, stored.classes(trained), stored.label_column(trained)))
+    output.write(target, draw.samples(names, stored.classes(trained), label_column))
 
     rate = num_samples / draw.seconds
     result = {

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 import diffusion_fast as df
 from diffusion_fast.cli.errors import naming
+from diffusion_fast.cli.options import PREDICTION_TYPES
 from diffusion_fast.cli.output import Samples
 
 FILE_SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
@@ -22,20 +26,34 @@ def is_checkpoint(path: Path) -> bool:
     return path.suffix.lower() not in FILE_SUFFIXES
 
 
-def metadata(data: df.datasets.Dataset, settings: dict[str, Any], history: dict[str, Any]) -> dict[str, Any]:
-    """What the checkpoint of a run remembers."""
-    source = settings["data"]
-    path = source if source in df.datasets.NAMES else str(Path(source).resolve())  # from any folder
+def metadata(data: df.datasets.Dataset, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint of a run remembers, but for its history."""
+    known = {
+        "source": settings["data"],
+        "label_column": settings["label_column"],
+        "seed": settings["seed"],
+    }
+    if known["source"] not in df.datasets.NAMES:
+        known["source"] = str(Path(known["source"]).resolve())  # from any folder
+        known |= fingerprint(data)
     return {
         "version": df.__version__,
-        "data": {"source": path, "label_column": settings["label_column"], "seed": settings["seed"]},
+        "data": known,
         "columns": list(data.columns),
         "classes": list(data.classes),
         "image_shape": None if data.image_shape is None else list(data.image_shape),
         "prediction_type": settings["prediction_type"],
         "settings": settings,
-        "history": history,
     }
+
+
+def fingerprint(data: df.datasets.Dataset) -> dict[str, Any]:
+    """What tells that a file has the rows, in the split, of the training."""
+    digest = hashlib.sha256()
+    for rows in (data.train, data.test):
+        for at in range(0, len(rows), CHUNK):  # of a mapped file, without a copy of it
+            digest.update(np.ascontiguousarray(rows[at : at + CHUNK]).data)
+    return {"rows": len(data.train) + len(data.test), "sha256": digest.hexdigest()}
 
 
 def load_checkpoint(path: Path, name: str = "CHECKPOINT") -> df.Checkpoint:
@@ -65,21 +83,58 @@ def training_data(
     checkpoint: df.Checkpoint, source: str | None, label_column: str | None
 ) -> df.datasets.Dataset:
     """The data given, else that which the model was trained on, split as it was then."""
-    known = checkpoint.metadata.get("data")
-    if not isinstance(known, dict):
-        known = {"source": known}
+    known = _known_data(checkpoint)
     name = source or known.get("source")
-    if not isinstance(name, str):
+    if name is None:
         raise ValueError("--data: not given; accepted: data, for the checkpoint does not say what it learnt")
     if source is None:
         label_column = label_column or known.get("label_column")
+        if name not in df.datasets.NAMES and not Path(name).exists():
+            raise click.UsageError(f"CHECKPOINT: its data {name} is gone; accepted: --data")
     data = load_data(name, label_column, known.get("seed", 0))
+    as_then = source is None and label_column == known.get("label_column")
+    if as_then and "sha256" in known and not fingerprint(data).items() <= known.items():
+        raise click.UsageError(
+            f"CHECKPOINT: its data {name} has changed since training, and so have the rows held out; "
+            "accepted: the file as it was, or --data to compare with it anyway"
+        )
     dim = checkpoint.model.dim
     if data.dim != dim:
         raise ValueError(
             f"--data: got {data.name!r} of {data.dim} columns; accepted: {dim} columns, as the model has"
         )
     return data
+
+
+def _known_data(checkpoint: df.Checkpoint) -> dict[str, Any]:
+    """The entry "data" as `metadata` writes it, or a name alone, or {} for anything else."""
+    known = checkpoint.metadata.get("data")
+    if isinstance(known, str):
+        return {"source": known}
+    if not isinstance(known, dict):
+        return {}
+    right = (
+        isinstance(known.get("source"), str)
+        and isinstance(known.get("label_column"), str | None)
+        and type(known.get("seed", 0)) is int
+        and 0 <= known.get("seed", 0) < 1 << 64
+    )
+    return known if right else {}
+
+
+def settings(checkpoint: df.Checkpoint) -> dict[str, Any]:
+    known = checkpoint.metadata.get("settings")
+    return known if isinstance(known, dict) else {}
+
+
+def history(checkpoint: df.Checkpoint) -> df.TrainingHistory | None:
+    known = checkpoint.metadata.get("history")
+    if not isinstance(known, dict) or not known.keys() <= {f.name for f in fields(df.TrainingHistory)}:
+        return None
+    losses = [known.get(name, []) for name in ("train_loss", "validation_loss")]
+    right = all(isinstance(part, list) and all(type(x) in (int, float) for x in part) for part in losses)
+    right = right and bool(losses[0]) and type(known.get("best_epoch", -1)) is int
+    return df.TrainingHistory(**known) if right else None
 
 
 def columns(checkpoint: df.Checkpoint) -> list[str]:
@@ -104,13 +159,15 @@ def _names(known: Any, count: int) -> list[str]:
 def image_shape(checkpoint: df.Checkpoint) -> tuple[int, int] | None:
     """(height, width) where a row is an image."""
     known = checkpoint.metadata.get("image_shape")
-    return None if known is None else (known[0], known[1])
+    if not isinstance(known, list) or len(known) != 2 or not all(type(n) is int and n > 0 for n in known):
+        return None
+    height, width = known
+    return (height, width) if height * width == checkpoint.model.dim else None
 
 
 def label_column(checkpoint: df.Checkpoint) -> str:
     """The name of the column that holds the classes of its data, and so those of its samples."""
-    known = checkpoint.metadata.get("data")
-    return (known.get("label_column") if isinstance(known, dict) else None) or "label"
+    return _known_data(checkpoint).get("label_column") or "label"
 
 
 def make_sampler(
@@ -126,13 +183,17 @@ def make_sampler(
     options = {} if variance is None else {"variance": variance}
     if variance is not None and solver != "ddpm":
         raise ValueError(f"--variance: got {variance!r}; accepted: nothing with --solver {solver}")
+    predicted = checkpoint.metadata.get("prediction_type", "epsilon")
+    if predicted not in PREDICTION_TYPES:
+        accepted = f"one of {', '.join(PREDICTION_TYPES)}"
+        raise ValueError(f"CHECKPOINT: got the prediction_type {predicted!r} in it; accepted: {accepted}")
     return checkpoint.sampler(
         solver=solver,
         steps=steps,
         guidance_scale=guidance_scale,
         precision=precision,
         device=device,
-        prediction_type=checkpoint.metadata.get("prediction_type", "epsilon"),
+        prediction_type=predicted,
         **options,
     )
 
@@ -148,7 +209,7 @@ def label_cycle(checkpoint: df.Checkpoint, labels: str | None) -> np.ndarray | N
         return np.arange(len(names))
     if labels == "none" and "none" not in names:
         return None
-    wanted = [part.strip() for part in labels.split(",")]
+    wanted = [labels] if labels in names else [part.strip() for part in labels.split(",")]
     for name in wanted:
         if name not in names:
             accepted = f"{', '.join(names)} (several with commas), or none"
@@ -200,25 +261,31 @@ def data_and_rows(
     *,
     data: str | None,
     label_column: str | None,
+    data_seed: int,
     num_samples: int,
     seed: int,
     labels: str | None,
     threads: int | None,
     progress: bool | None,
+    at_least: int = 1,
     **how: Any,
 ) -> tuple[df.datasets.Dataset, np.ndarray, np.ndarray | None]:
     """The data; the samples to compare with it, from a file or drawn from a checkpoint; their classes.
 
     Without labels named, classes are drawn as often as the held-out rows have them. The classes are None
-    where there are none, and for a file.
+    where there are none, and for a file. Fewer rows than at_least on a side are refused.
     """
     if not is_checkpoint(source):
         if data is None:
             raise ValueError("--data: not given; accepted: the data to compare with, for samples from a file")
-        known = load_data(data, label_column, seed)
-        return known, _read_samples(source, label_column, known), None
+        known = load_data(data, label_column, data_seed)
+        _check_count("--data", f"{known.name!r}", "held-out rows", len(known.test), at_least)
+        rows = _read_samples(source, label_column, known)
+        _check_count("SAMPLES", f"'{source}'", "rows", len(rows), at_least)
+        return known, rows, None
     trained = load_checkpoint(source, "SAMPLES")
     known = training_data(trained, data, label_column)
+    _check_count("--data", f"{known.name!r}", "held-out rows", len(known.test), at_least)
     cycle = label_cycle(trained, labels)
     same_classes = list(known.classes) == classes(trained)
     if labels is None and cycle is not None and same_classes:
@@ -226,6 +293,11 @@ def data_and_rows(
     sampler = make_sampler(trained, **how)
     draw = Draw(sampler, num_samples, seed=seed, labels=cycle, threads=threads, progress=progress)
     return known, draw.rows(), draw.labels if same_classes else None
+
+
+def _check_count(name: str, given: str, kind: str, count: int, at_least: int) -> None:
+    if count < at_least:
+        raise ValueError(f"{name}: got {given} of {count} {kind}; accepted: at least {at_least}")
 
 
 def _read_samples(path: Path, label_column: str | None, data: df.datasets.Dataset) -> np.ndarray:

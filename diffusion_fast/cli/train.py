@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ from diffusion_fast.cli.errors import Command
 
 if TYPE_CHECKING:
     from diffusion_fast.datasets import Dataset
-
-TRAINING_STEPS = 5000  # where --epochs is not given
 
 
 @click.command(cls=Command)
@@ -60,7 +57,7 @@ TRAINING_STEPS = 5000  # where --epochs is not given
 @click.option(
     "--epochs",
     type=options.integer(1),
-    help=f"Passes over the data.  [default: about {TRAINING_STEPS} steps]",
+    help=f"Passes over the data.  [default: about {options.TRAINING_STEPS} steps]",
 )
 @click.option("--batch-size", type=options.integer(1), default=1024, help="Rows per step.")
 @click.option("--lr", type=options.POSITIVE, default=3e-3, help="Learning rate.")
@@ -125,7 +122,8 @@ def train(out: str, force: bool, progress: bool | None, as_json: bool, **setting
             settings["n_steps"],
             n_classes=data.n_classes or None,
         )
-    passed_on = "epochs batch_size lr lr_decay ema validation patience prediction_type label_dropout seed"
+    passed_on = "epochs batch_size lr lr_decay ema validation patience prediction_type label_dropout"
+    passed_on += " seed threads"
     history = df.train(
         model,
         schedule,
@@ -134,7 +132,7 @@ def train(out: str, force: bool, progress: bool | None, as_json: bool, **setting
         progress=sys.stderr.isatty() if progress is None else progress,
         **{name: settings[name] for name in passed_on.split()},
     )
-    remembered = stored.metadata(data, settings, asdict(history))
+    remembered = stored.metadata(data, settings) | {"history": asdict(history)}
     df.save(target, model, schedule, data.standardiser, metadata=remembered)
 
     result = {
@@ -165,9 +163,7 @@ def complete(settings: dict[str, Any], data: Dataset) -> dict[str, Any]:
     """The settings with the defaults that depend on the data."""
     settings = dict(settings)
     if settings["epochs"] is None:
-        settings["epochs"] = max(
-            1, round(TRAINING_STEPS / math.ceil(len(data.train) / settings["batch_size"]))
-        )
+        settings["epochs"] = options.default_epochs(len(data.train), settings["batch_size"])
     if settings["label_dropout"] is None:
         settings["label_dropout"] = 0.1 if data.n_classes else 0.0
     return settings
