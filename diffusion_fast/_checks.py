@@ -56,7 +56,8 @@ def real(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
 ) -> float:
     """A finite real number in [low, high], or in (low, high] with open_low."""
-    accepted = f"a finite number in {'(' if open_low else '['}{low:g}, {high:g}]"
+    left = "(" if open_low or low == -math.inf else "["
+    accepted = f"a finite number in {left}{low:g}, {high:g}{')' if high == math.inf else ']'}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise bad_type(name, value, accepted)
     number = float(value)

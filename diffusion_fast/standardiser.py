@@ -13,6 +13,7 @@ from diffusion_fast import _checks
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
+LARGEST = 1e30  # beyond it a value may leave the range of float32 on the way, or its square that of float64
 BLOCK_ELEMENTS = 1 << 21  # 16 MB of float64 at a time: rows may lie in a file larger than the memory
 
 
@@ -86,6 +87,7 @@ class Standardiser:
         return self._apply(x, forward=False)
 
     def _apply(self, x: Array, *, forward: bool) -> Array:
+        refuse_mask("x", x)
         if not isinstance(x, np.ndarray | Tensor) or (
             isinstance(x, np.ndarray) and x.dtype.kind not in "fiub"
         ):
@@ -114,7 +116,17 @@ class Standardiser:
         return f"Standardiser(mean={self.mean.tolist()}, std={self.std.tolist()})"
 
 
+def refuse_mask(name: str, value: Any) -> None:
+    """TypeError for a masked array: NumPy and torch would take what is behind the mask."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: got a masked array of shape {value.shape}; accepted: an array without a mask, of the "
+            "rows without gaps or with the gaps filled"
+        )
+
+
 def _column(name: str, value: Any) -> Tensor:
+    refuse_mask(name, value)
     try:
         column = torch.as_tensor(value).detach().to("cpu", torch.float64, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -132,6 +144,7 @@ def row_ranges(data: np.ndarray | Tensor) -> Iterator[slice]:
 
 def _blocks(data: Any) -> Iterator[Tensor]:
     """The rows of data as finite float64 tensors, a block at a time."""
+    refuse_mask("data", data)
     if not isinstance(data, np.ndarray):
         data = torch.as_tensor(data).detach()
     accepted = "an (n, dim) array of numbers with at least one row"

@@ -123,6 +123,25 @@ def test_csv_without_names(tmp_path):
     np.testing.assert_array_equal(np.array(table.classes)[table.labels], KINDS)
 
 
+@pytest.mark.parametrize("names", [("2020", "2021"), ("height", "2020"), ("nan", "inf")])
+def test_csv_with_numbers_as_names(tmp_path, names):
+    (tmp_path / "rows.csv").write_text("\n".join([",".join(names), *(f"{i},{i * i}" for i in range(20))]))
+    table = read(tmp_path / "rows.csv", header=True)
+    assert table.columns == names
+    np.testing.assert_array_equal(table.rows, [[i, i * i] for i in range(20)])
+    assert load_file(tmp_path / "rows.csv", header=True).columns == names
+
+
+def test_csv_with_words_in_the_first_row(tmp_path):
+    """Labels alone are words: the first line is one of the rows."""
+    (tmp_path / "rows.csv").write_text("nan,cat\n" + "1,cat\n" * 3)
+    (tmp_path / "words.csv").write_text("a\nb\n" * 5)
+    with pytest.raises(ValueError, match="nan in row 0"):
+        read(tmp_path / "rows.csv", label_column="column 1", header=False)
+    with pytest.raises(ValueError, match="'column 0'"):
+        read(tmp_path / "words.csv", header=False)
+
+
 def test_csv_of_savetxt(tmp_path):
     np.savetxt(tmp_path / "rows.CSV", ROWS, delimiter=",", header="a,b,c")
     table = read(tmp_path / "rows.CSV")
@@ -199,6 +218,12 @@ def test_load_file_scales_by_the_training_rows(tmp_path):
 def test_a_constant_column_is_kept_without_scaling(tmp_path):
     np.save(tmp_path / "rows.npy", np.c_[ROWS, np.ones(50)])
     assert load_file(tmp_path / "rows.npy", scaling="none").dim == 4
+
+
+def test_huge_numbers_are_kept_without_scaling(tmp_path):
+    np.save(tmp_path / "rows.npy", ROWS * 1e200)
+    np.testing.assert_array_equal(read(tmp_path / "rows.npy").rows, ROWS * 1e200)
+    assert np.abs(load_file(tmp_path / "rows.npy", scaling="none").train).max() > 1e200
 
 
 def test_pickles_are_never_run(tmp_path):

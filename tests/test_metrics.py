@@ -12,7 +12,18 @@ from scipy.spatial.distance import cdist
 from scipy.stats import gaussian_kde
 from sklearn.neighbors import NearestNeighbors
 
-from diffusion_fast.metrics import MetricResult, kde_score, kernel_nll, mode_coverage, precision_recall
+from diffusion_fast.datasets import load
+from diffusion_fast.metrics import (
+    MetricResult,
+    emd,
+    emd_sum,
+    energy_distance,
+    kde_score,
+    kernel_nll,
+    mode_coverage,
+    precision_recall,
+    sliced_wasserstein,
+)
 
 RING = 1.2 * np.stack([f(np.arange(7) * 2 * np.pi / 7) for f in (np.cos, np.sin)], axis=1)
 
@@ -27,6 +38,27 @@ def test_a_result_is_a_number_with_its_noise():
     result = MetricResult(1.5, 1.25, 0.125, (3, 4))
     assert float(result) == 1.5
     assert str(result) == "1.5000 +- 0.1250 (real against real 1.2500)"
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e29])
+def test_emd_in_any_unit(scale):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((300, 2)), rng.standard_normal((400, 2)) + 0.3
+    assert emd(scale * x, scale * y, 150).value == pytest.approx(scale * emd(x, y, 150).value, rel=1e-9)
+    assert emd(scale * x, scale * x, 300).value < 1e-8 * scale
+    assert emd(np.zeros((3, 2)), np.zeros((3, 2)), 3).value == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_largest_numbers_taken_give_finite_results(dtype):
+    rng = np.random.default_rng(0)
+    signs = [dtype(1e30) * rng.choice([-1, 1], (300, 4)).astype(dtype) for _ in range(2)]
+    x, data = (part * rng.uniform(0.5, 1, part.shape).astype(dtype) for part in signs)
+    x[0], data[0] = signs[0][0], signs[1][0]
+    results = [metric(x, data) for metric in (emd, emd_sum, energy_distance, sliced_wasserstein, kde_score)]
+    results += [kernel_nll(x, data, tau) for tau in (1e-30, 1e30)]
+    results += [mode_coverage(x, data, data[:5], 1e30), *precision_recall(x, data)]
+    assert np.isfinite([(result.value, result.floor) for result in results]).all()
 
 
 # ---- kernel likelihood ----
@@ -63,11 +95,17 @@ def test_kernel_nll_of_the_helix_has_the_published_self_value():
     assert kernel_nll(train[:5000], test).value == pytest.approx(2.2532, abs=5e-5)
 
 
-@pytest.mark.parametrize(("name", "value"), [("moons", 0.9495), ("blobs", 0.0028)])
-def test_kernel_nll_has_the_published_self_values(test_data, name, value):
-    with np.load(test_data / "system_d" / f"{name}.npz") as file:
-        rows = file["X"]
+@pytest.mark.parametrize(("name", "value"), [("moons", 0.9495), ("circles", 0.9891)])
+def test_kernel_nll_has_the_published_self_values(name, value):
+    """Of the very rows, as scikit-learn makes them."""
+    rows = load(name, seed=42).standardised_train
     assert kernel_nll(rows, rows).value == pytest.approx(value, abs=5e-5)
+
+
+def test_kernel_nll_has_the_published_self_value_of_published_rows(test_data):
+    with np.load(test_data / "system_d" / "blobs.npz") as file:
+        rows = file["X"]
+    assert kernel_nll(rows, rows).value == pytest.approx(0.0028, abs=5e-5)
 
 
 # ---- kernel density estimate
@@ -95,6 +133,14 @@ def test_kde_score_floor_leaves_each_row_out(monkeypatch):
     assert kde_score(data, data).floor == expected
     monkeypatch.setattr("diffusion_fast.metrics.density.CHUNK_ELEMENTS", 420)  # blocks of 7 rows
     assert kde_score(data, data).floor == expected
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_kde_score_in_any_unit(scale):
+    """The product of 30 deviations leaves the range of float64; its logarithm does not."""
+    data = np.random.default_rng(0).standard_normal((60, 30))
+    shift = 30 * math.log(scale)
+    assert kde_score(scale * data, scale * data).value == pytest.approx(kde_score(data, data).value - shift)
 
 
 def test_kde_score_far_from_all_data():
@@ -179,6 +225,19 @@ def test_precision_recall_floor_leaves_each_row_out():
     precision, recall = precision_recall(data, data, 3)
     assert precision.floor == recall.floor == pytest.approx(np.mean(left_out), rel=1e-12)
     assert precision.value == recall.value == 1
+
+
+@pytest.mark.parametrize("elements", [1 << 21, 150])
+def test_precision_recall_floor_with_equal_rows_and_equal_distances(monkeypatch, elements):
+    monkeypatch.setattr("diffusion_fast.metrics.result.CHUNK_ELEMENTS", elements)
+    rng = np.random.default_rng(0)
+    x, data = (rng.integers(0, 3, (400, 2)).astype(float) for _ in range(2))
+    for result in precision_recall(x, data):
+        assert result.value == result.floor == 1
+    grid = rng.integers(0, 12, (60, 2)).astype(float)  # ties of distances among different rows
+    left_out = [neighbour_reference(grid[i : i + 1], np.delete(grid, i, axis=0), 3) for i in range(60)]
+    assert np.mean(left_out) < 1
+    assert precision_recall(grid, grid, 3).precision.floor == pytest.approx(np.mean(left_out), rel=1e-12)
 
 
 @pytest.mark.parametrize("subset", [2000, 40])

@@ -28,6 +28,21 @@ def test_standardiser_only_shifts_a_constant_column():
 
 
 @pytest.mark.parametrize(
+    "take",
+    [
+        Standardiser.fit,
+        Standardiser.min_max,
+        Standardiser.identity(2).transform,
+        Standardiser.identity(2).inverse,
+        lambda rows: Standardiser(rows[0], np.ones(2)),
+    ],
+)
+def test_standardiser_refuses_masked_arrays(take):
+    with pytest.raises(TypeError, match=r": got a masked array of shape \(.*\); accepted: .*without a mask"):
+        take(np.ma.masked_greater(np.arange(6.0).reshape(3, 2), 4))
+
+
+@pytest.mark.parametrize(
     ("make", "part"),
     [
         (lambda: Standardiser([0.0], [0.0]), "std: got"),

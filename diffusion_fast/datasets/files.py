@@ -11,8 +11,8 @@ import numpy as np
 
 from diffusion_fast import _checks
 from diffusion_fast.datasets.dataset import MIN_ROWS, SCALINGS, Dataset, split
-from diffusion_fast.datasets.readers import READERS, bad_file
-from diffusion_fast.standardiser import row_ranges
+from diffusion_fast.datasets.readers import READERS, bad_file, read_csv
+from diffusion_fast.standardiser import LARGEST, row_ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,18 +28,21 @@ class Table:
     classes: tuple[str, ...]
 
 
-def read(path: str | os.PathLike[str], *, label_column: str | None = None) -> Table:
+def read(
+    path: str | os.PathLike[str], *, label_column: str | None = None, header: bool | None = None
+) -> Table:
     """The rows of a file, one of:
 
     * .npy: an (n, dim) or (n,) array of real numbers. It is mapped into memory: float32 and float64 rows are
       a read-only view of the file, so that opening it takes no memory; the file must stay as it is meanwhile.
     * .npz: the rows as its array "x" or "X", or as the only array; names of the columns as array "columns".
-    * .csv: numbers separated by commas, in UTF-8. A first line without any number names the columns.
+    * .csv: numbers separated by commas, in UTF-8. A first line without any number names the columns, where
+      `header` does not say whether the first line does (a year, "nan" and "inf" are numbers).
     * .parquet: columns of numbers (needs pyarrow: pip install diffusion_fast[parquet]).
 
     label_column: the name of the column of labels, in an .npz also of an array of n labels. Labels are whole
     numbers or strings; the classes are sorted. Columns without a name are called "column 0", "column 1", ...
-    Numbers other than float32 and float64 become float64.
+    Numbers other than float32 and float64 become float64. header: True, False or None; for .csv only.
 
     Raises FileNotFoundError, and ValueError for another kind of file, for one that cannot be read or has no
     row, and for values that are missing or not finite, with their row (from 0) or line (from 1). Pickled
@@ -48,7 +51,12 @@ def read(path: str | os.PathLike[str], *, label_column: str | None = None) -> Ta
     file = _file(path)
     if label_column is not None and not isinstance(label_column, str):
         raise _checks.bad_type("label_column", label_column, "the name of a column, or None")
-    content = READERS[file.suffix.lower()](file, label_column)
+    if header is None:
+        content = READERS[file.suffix.lower()](file, label_column)
+    elif file.suffix.lower() != ".csv":
+        raise _checks.bad_value("header", header, f"None for a {file.suffix} file; True or False for .csv")
+    else:
+        content = read_csv(file, label_column, _checks.flag("header", header))
     rows = content.rows
     if rows.dtype not in (np.float32, np.float64):
         rows = rows.astype(np.float64)
@@ -67,6 +75,7 @@ def load_file(
     path: str | os.PathLike[str],
     *,
     label_column: str | None = None,
+    header: bool | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
     scaling: str = "standard",
@@ -75,6 +84,7 @@ def load_file(
     """The rows of a file that `read` takes, split into rows to learn from and rows held out.
 
     Args:
+        label_column, header: as for `read`.
         test_fraction: share of the rows to hold out, in (0, 0.9].
         seed: of the order of the rows, with shuffle.
         scaling: "standard" (mean 0, deviation 1 over the training rows), "min_max" (columns to [-1, 1]) or
@@ -82,15 +92,16 @@ def load_file(
         shuffle: False takes the rows in the order of the file, the last of them held out. Then `train` and
             `test` are views of a .npy file, which may be larger than the memory.
 
-    Raises what `read` does, and ValueError for fewer than 10 rows, for a column that has one value in all
-    training rows (unless scaling is "none": it has no deviation to scale by), for labels of one class only,
-    of more than one class for every two rows, or of a class that no training row has.
+    Raises what `read` does, and ValueError for fewer than 10 rows, for labels of one class only, of more than
+    one class for every two rows, or of a class that no training row has. Unless scaling is "none" also for a
+    column that has one value in all training rows (it has no deviation to scale by), and for numbers of
+    magnitude above 1e30 (whose squares, and float32, may overflow).
     """
     fraction = _checks.real("test_fraction", test_fraction, 0.0, 0.9, open_low=True)
     rng = np.random.default_rng(_checks.seed("seed", seed))
     _checks.choice("scaling", scaling, SCALINGS)
     _checks.flag("shuffle", shuffle)
-    table = read(path, label_column=label_column)
+    table = read(path, label_column=label_column, header=header)
     file, rows, labels = Path(path), table.rows, table.labels
     n = len(rows)
     if n < MIN_ROWS:
@@ -100,6 +111,8 @@ def load_file(
         raise _bad_labels(
             label_column, f"{found} ({len(table.classes)} in {n} rows)", f"2 to {n // 2} classes"
         )
+    if scaling != "none":
+        _check_magnitude(file, rows, table.columns)
     if shuffle:
         order = rng.permutation(n)
         rows, labels = rows[order], None if labels is None else labels[order]
@@ -142,6 +155,15 @@ def _check_finite(file: Path, rows: np.ndarray, columns: tuple[str, ...]) -> Non
         n_bad += int(bad.any(axis=1).sum())
     if n_bad:
         raise bad_file(file, f"with {where} ({n_bad} such rows)", "finite numbers")
+
+
+def _check_magnitude(file: Path, rows: np.ndarray, columns: tuple[str, ...]) -> None:
+    for part in row_ranges(rows):
+        large = np.abs(rows[part]) > LARGEST
+        if large.any():
+            row, column = (int(i) for i in np.argwhere(large)[0])
+            found = f"with {rows[part][row, column]:g} in row {part.start + row}, column {columns[column]!r}"
+            raise bad_file(file, found, f"numbers of magnitude up to {LARGEST:g}, or scaling='none'")
 
 
 def _check_varies(file: Path, rows: np.ndarray, columns: tuple[str, ...]) -> None:

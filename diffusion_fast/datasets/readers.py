@@ -73,12 +73,12 @@ def read_npz(file: Path, label_column: str | None) -> Content:
     return content._replace(labels=labels)
 
 
-def read_csv(file: Path, label_column: str | None) -> Content:
-    """Numbers separated by commas. A first line without any number has the names of the columns."""
+def read_csv(file: Path, label_column: str | None, header: bool | None = None) -> Content:
+    """Numbers separated by commas. header: whether the first line has names; None: if no number is in it."""
     accepted = "lines of numbers separated by commas, in UTF-8"
     with _readable(file, accepted):
-        header, names, width = _csv_start(file)
-    columns = _distinct(file, names) if header else _numbered(width)
+        skipped, names, width = _csv_start(file, header)
+    columns = _distinct(file, names) if skipped else _numbered(width)
     codes: dict[str, int] = {}
     converters: dict[int | str, Callable[[str], int]] = {}
     if label_column is not None:
@@ -88,7 +88,7 @@ def read_csv(file: Path, label_column: str | None) -> Content:
         rows = np.loadtxt(
             str(file),
             delimiter=",",
-            skiprows=header,
+            skiprows=skipped,
             comments=None,
             quotechar='"',
             encoding="utf-8-sig",
@@ -99,7 +99,7 @@ def read_csv(file: Path, label_column: str | None) -> Content:
             raise ValueError(f"{rows.shape[1]} columns")
     except ValueError as error:
         with _readable(file, accepted):
-            _explain_csv(file, header, columns, label_column)
+            _explain_csv(file, skipped, columns, label_column)
         raise unreadable(file, error, accepted) from error
     content = Content(columns, rows, None)
     if label_column is None:
@@ -127,6 +127,9 @@ def read_parquet(file: Path, label_column: str | None) -> Content:
     arrays = []
     for i, (name, values) in enumerate(zip(columns, table.columns, strict=True)):
         kind = values.type
+        if i == label and types.is_nested(kind):
+            found = f"{label_column!r} with values of type {kind}"
+            raise ValueError(f"label_column: got {found}; accepted: a whole number or a string in each row")
         if i != label and not any(f(kind) for f in (types.is_integer, types.is_floating, types.is_boolean)):
             raise bad_file(file, f"whose column {name!r} has values of type {kind}", accepted)
         if values.null_count:
@@ -203,23 +206,25 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, [field.strip() for field in fields]
 
 
-def _csv_start(file: Path) -> tuple[int, list[str], int]:
+def _csv_start(file: Path, header: bool | None) -> tuple[int, list[str], int]:
     """The lines to leave out, the names in them, and the width of the first line of numbers."""
     rows = _csv_rows(file)
     line, first = next(rows, (0, []))
     # np.savetxt puts a # before the names.
     names = [name.lstrip("# ") for name in first[:1]] + first[1:]
-    if not any(_is_number(field) for field in first):
+    if header is None:
+        header = not any(_is_number(field) for field in first)
+    if header or not first:
         if next(rows, None) is None:
             raise bad_file(file, "without any row", "at least one row of numbers")
         return line, names, len(first)
     return 0, [], len(first)
 
 
-def _explain_csv(file: Path, header: int, columns: Sequence[str], label_column: str | None) -> None:
+def _explain_csv(file: Path, skipped: int, columns: Sequence[str], label_column: str | None) -> None:
     """Raise an error for the first line that has another number of fields, or one that is no number."""
     for line, fields in _csv_rows(file):
-        if line <= header:
+        if line <= skipped:
             continue
         if len(fields) != len(columns):
             problem = f"with {len(fields)} fields in line {line}"
@@ -227,7 +232,7 @@ def _explain_csv(file: Path, header: int, columns: Sequence[str], label_column: 
         for name, field in zip(columns, fields, strict=True):
             if name != label_column and not _is_number(field):
                 got = f"with {field!r} in line {line}, column {name!r}"
-                raise bad_file(file, got, "numbers (a first line of names has none)")
+                raise bad_file(file, got, "numbers (a first line of names has none, or takes header=True)")
 
 
 def _is_number(text: str) -> bool:

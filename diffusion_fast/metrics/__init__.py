@@ -1,7 +1,11 @@
 """Distances between samples and data, and likelihoods of data, each with what fresh real data would get.
 
 A number alone says little: even perfect samples have a distance above 0 to a finite data set, and a share
-below 1 of it. So every result carries a `floor`, real data in the place of the samples, and a `spread`.
+below 1 of it. So every result carries a `floor`, real data in the place of the samples, and a `spread`. The
+two likelihoods have a floor only if held-out rows are given as `reference`, and NaN otherwise; so have the
+others where the rows are too few to be split.
+
+All take (n, dim) arrays or tensors of finite numbers of magnitude up to 1e30, without a mask.
 
     distances       emd, emd_sum, sliced_wasserstein, energy_distance
     densities       kernel_nll, kde_score

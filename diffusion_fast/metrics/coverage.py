@@ -73,13 +73,13 @@ def precision_recall(x: Any, data: Any, k: int = 5, *, seed: int | torch.Generat
 
     Args:
         x, data: (n_x, dim) and (n_data, dim) finite numbers, arrays or tensors.
-        k: from 1 to the rows of the smaller set less one.
+        k: from 1 up; x and data must each have more than k rows.
         seed: of the subsets, and of the rows of data that stand for x in the floor of recall.
 
     Raises TypeError or ValueError naming the argument.
     """
     a, b = pair(x, data, "x", "data")
-    k = _checks.integer("k", k, 1, max(1, min(len(a), len(b)) - 1))
+    k = _checks.integer("k", k, 1)
     for name, part in (("x", a), ("data", b)):
         if len(part) <= k:
             raise _checks.bad_value(name, part, f"more than k = {k} rows")
@@ -129,16 +129,16 @@ def _overlap(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def _neighbours(part: np.ndarray, k: int) -> tuple[torch.Tensor, float]:
     """Each row's distance to its k-th nearest other row, and the share of rows inside the others' balls.
 
-    Were a row left out, it would lie inside the ball of another just if it is among that one's k nearest:
-    otherwise the ball, without it, is the same and does not reach it.
+    Were a row left out, it would lie inside the ball of another just if it is no further than that one's
+    k-th nearest (of which there may be several): the ball is then, without it, as large or larger. Otherwise
+    the ball is the same and does not reach it.
     """
     radii = torch.empty(len(part), dtype=torch.float64)
     inside = torch.zeros(len(part), dtype=torch.bool)
     for block, distances in distance_blocks(part, part):
         distances.diagonal(block.start).fill_(math.inf)
-        nearest = distances.topk(k, dim=1, largest=False)
-        radii[block] = nearest.values[:, -1]
-        inside[nearest.indices.flatten()] = True
+        radii[block] = distances.topk(k, dim=1, largest=False).values[:, -1]
+        inside |= (distances <= radii[block, None]).any(dim=0)
     return radii, float(inside.double().mean())
 
 

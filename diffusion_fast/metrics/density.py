@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_fast import _checks
 from diffusion_fast.metrics.result import CHUNK_ELEMENTS, MetricResult, draw, pair, standard_error
+from diffusion_fast.standardiser import LARGEST
 
 
 def kernel_nll(x: Any, data: Any, tau: float = 0.1, *, seed: int | torch.Generator = 0) -> MetricResult:
@@ -24,12 +25,12 @@ def kernel_nll(x: Any, data: Any, tau: float = 0.1, *, seed: int | torch.Generat
 
     Args:
         x, data: (n_x, dim) and (n_data, dim) finite numbers, arrays or tensors.
-        tau: above 0, in squared units of the data.
+        tau: in squared units of the data, from 1e-30 to 1e30.
 
     Raises TypeError or ValueError naming the argument.
     """
     a, b = pair(x, data, "x", "data")
-    tau = _checks.real("tau", tau, 0.0, open_low=True)
+    tau = _checks.real("tau", tau, 1 / LARGEST, LARGEST)
     rng = np.random.default_rng(_checks.seed("seed", seed))
     value, spread = _kernel_nll(a, b, tau)
     floor, half = math.nan, len(b) // 2
@@ -60,7 +61,7 @@ def kde_score(x: Any, data: Any) -> MetricResult:
     center = b.mean(axis=0, dtype=np.float64)
     # In these coordinates every kernel is exp(-|u - v|^2 / 2).
     u, v = (torch.from_numpy(np.linalg.solve(factor, (rows - center).T).T) for rows in (a, b))
-    normalizer = math.log(np.diag(factor).prod()) + 0.5 * dim * math.log(2 * math.pi)
+    normalizer = float(np.log(np.diag(factor)).sum()) + 0.5 * dim * math.log(2 * math.pi)
     scores = _log_kernel_sums(u, v, 0.5).numpy() - (normalizer + math.log(n))
     real = _log_kernel_sums(v, v, 0.5, leave_out=True).numpy() - (normalizer + math.log(n - 1))
     spread = standard_error(scores)
@@ -73,10 +74,11 @@ def _cholesky(data: np.ndarray) -> np.ndarray:
     accepted = f"rows of nonsingular covariance: at least {dim + 1} that lie on no plane"
     if n <= dim:
         raise _checks.bad_value("data", data, accepted)
-    constant = np.ptp(data, axis=0) == 0
+    covariance = np.atleast_2d(np.cov(data, rowvar=False, dtype=np.float64))
+    # Rounding may leave a constant column with a variance; a variance below this has lost its digits.
+    constant = (np.ptp(data, axis=0) == 0) | (np.diag(covariance) < 1e-290)
     if constant.any():
         raise _checks.bad_value("data", f"rows with column {int(constant.argmax())} constant", accepted)
-    covariance = np.atleast_2d(np.cov(data, rowvar=False, dtype=np.float64))
     scale = np.sqrt(np.diag(covariance))
     correlation = covariance / np.outer(scale, scale)
     if np.linalg.eigvalsh(correlation)[0] <= dim * np.finfo(np.float64).eps * 10:

@@ -31,24 +31,26 @@ def log_likelihood(
     prediction_type: str = "epsilon",
     time_input: str = "index",
     labels: Any = None,
+    reference: Any = None,
+    reference_labels: Any = None,
 ) -> MetricResult:
     """Mean of `log_density` over the rows of data, in nats per row: higher is better.
 
-    `spread` is its standard error over the rows. `floor` is NaN, for the rows are real data already and the
-    best value, minus their law's entropy, is not known: compare held-out rows with the rows trained on.
+    `spread` is its standard error over the rows. `floor` is the same mean over `reference`, and NaN without
+    it, for the best value, minus the entropy of the data's law, is not known.
 
-    Args and errors: those of `log_density`.
+    Args:
+        reference: real rows that the model was not trained on, (m, dim) as data; or None.
+        reference_labels: (m,), as labels are for data; given with both labels and reference, not otherwise.
+        others: those of `log_density`.
+
+    Raises TypeError or ValueError naming the argument.
     """
-    values = log_density(
-        model,
-        schedule,
-        data,
-        steps=steps,
-        prediction_type=prediction_type,
-        time_input=time_input,
-        labels=labels,
-    )
-    return MetricResult(float(values.mean()), math.nan, standard_error(values), (len(values), len(values)))
+    how = (prediction_type, time_input)
+    prepared = _with_reference(model, schedule, (data, labels), (reference, reference_labels), how)
+    _check_dim(data)
+    steps = _check_steps(steps, schedule)
+    return _result([_log_density(network, x, steps) for network, x in prepared])
 
 
 def log_density(
@@ -87,18 +89,9 @@ def log_density(
 
     Raises TypeError or ValueError naming the argument.
     """
-    network, x = _prepare(model, schedule, data, prediction_type, time_input, labels)
-    dim = x.shape[1]
-    if dim > MAX_EXACT_DIM:
-        raise _checks.bad_value("data", data, f"rows of at most {MAX_EXACT_DIM} numbers")
-    half = len(schedule) // 2
-    steps = half if steps is None else _checks.integer("steps", steps, 1, max(1, half))
-    path = list(_path(network.levels, steps))
-    found = []
-    for part in network.parts():
-        end, change = _integrate(network.flow(part), x[part], path)
-        found.append(change - 0.5 * (end * end).sum(1) - 0.5 * dim * math.log(2 * math.pi))
-    return torch.cat(found).numpy()
+    network, x = _prepare(model, schedule, (data, labels), (prediction_type, time_input))
+    _check_dim(data)
+    return _log_density(network, x, _check_steps(steps, schedule))
 
 
 def variational_bound(
@@ -111,6 +104,8 @@ def variational_bound(
     time_input: str = "index",
     labels: Any = None,
     seed: int | torch.Generator = 0,
+    reference: Any = None,
+    reference_labels: Any = None,
 ) -> MetricResult:
     """Upper bound on the mean of -log p(x) in nats per row, of the discrete chain (Ho et al. 2020, eq. 5).
 
@@ -118,8 +113,8 @@ def variational_bound(
     is KL(q(x_T | x) || N(0, I)), plus KL(q(x_prev | x_t, x) || p(x_prev | x_t)) of every later step, plus
     -log p(x | x_first), a Gaussian density (their decoder, for continuous data). The expectations over q
     take one draw of x_t for each row and timestep: n T evaluations of the network.
-    `spread` is the standard error over the rows, of these draws included. `floor` is NaN, as in
-    `log_likelihood`.
+    `spread` is the standard error over the rows, of these draws included. `floor` is the bound of
+    `reference`, and NaN without it.
 
     Args:
         variance: of a step: "beta" for beta_t, "posterior" for beta_t (1 - abar_prev) / (1 - abar_t), which
@@ -127,13 +122,45 @@ def variational_bound(
             posterior's is 0, takes beta_0 in both.
         seed: of the draws.
         model, schedule, data, prediction_type, time_input, labels: as for `log_density`; any dim.
+        reference, reference_labels: as for `log_likelihood`.
 
     Raises TypeError or ValueError naming the argument, and ValueError for a schedule whose last abar is 0
     with a prediction of epsilon.
     """
     _checks.choice("variance", variance, ("beta", "posterior"))
-    network, x = _prepare(model, schedule, data, prediction_type, time_input, labels)
+    how = (prediction_type, time_input)
+    prepared = _with_reference(model, schedule, (data, labels), (reference, reference_labels), how)
     generator = torch.Generator().manual_seed(_checks.seed("seed", seed))
+    return _result([_bounds(network, x, variance, generator) for network, x in prepared])
+
+
+def _result(values: list[np.ndarray]) -> MetricResult:
+    """Of the rows' own values: those of data, then those of the reference if there is one."""
+    own, real = values[0], values[-1]
+    floor = float(real.mean()) if len(values) > 1 else math.nan
+    return MetricResult(float(own.mean()), floor, standard_error(own), (len(own), len(real)))
+
+
+def _check_dim(data: Any) -> None:
+    if data.shape[1] > MAX_EXACT_DIM:
+        raise _checks.bad_value("data", data, f"rows of at most {MAX_EXACT_DIM} numbers")
+
+
+def _check_steps(steps: int | None, schedule: NoiseSchedule) -> int:
+    half = len(schedule) // 2
+    return half if steps is None else _checks.integer("steps", steps, 1, max(1, half))
+
+
+def _log_density(network: _Network, x: Tensor, steps: int) -> np.ndarray:
+    path = list(_path(network.levels, steps))
+    found = []
+    for part in network.parts():
+        end, change = _integrate(network.flow(part), x[part], path)
+        found.append(change - 0.5 * (end * end).sum(1) - 0.5 * x.shape[1] * math.log(2 * math.pi))
+    return torch.cat(found).numpy()
+
+
+def _bounds(network: _Network, x: Tensor, variance: str, generator: torch.Generator) -> np.ndarray:
     levels, dim = network.levels, x.shape[1]
     abar, var = float(levels.sqrt_abar[0]) ** 2, float(levels.var[0])
     bounds = 0.5 * (abar * (x * x).sum(1) + dim * (var - 1 - math.log(var)))  # of x_T against the prior
@@ -146,8 +173,7 @@ def variational_bound(
                 noisy = levels.sqrt_abar[row] * clean + math.sqrt(levels.var[row]) * noise
                 error = clean - network.sample(noisy, row, part)
                 bounds[part] += step.weight * (error * error).sum(1) + dim * step.constant
-    values = bounds.numpy()
-    return MetricResult(float(values.mean()), math.nan, standard_error(values), (len(values), len(values)))
+    return bounds.numpy()
 
 
 class _Step(NamedTuple):
@@ -264,14 +290,36 @@ def _integrate(
     return x, total
 
 
+def _with_reference(
+    model: Any, schedule: Any, given: tuple[Any, Any], reference: tuple[Any, Any], how: tuple[str, str]
+) -> list[tuple[_Network, Tensor]]:
+    """The network and rows of data, then of the reference if there is one; each given with its labels."""
+    prepared = [_prepare(model, schedule, given, how)]
+    wanted = reference[0] is not None and given[1] is not None
+    if wanted != (reference[1] is not None):
+        accepted = "labels of the reference, as data has" if wanted else "None without reference and labels"
+        raise _checks.bad_value("reference_labels", reference[1], accepted)
+    if reference[0] is not None:
+        prepared.append(_prepare(model, schedule, reference, how, ("reference", "reference_labels")))
+        (_, x), (_, real) = prepared
+        if x.shape[1] != real.shape[1]:
+            raise _checks.bad_value("reference", reference[0], f"rows of {x.shape[1]} numbers, as data has")
+    return prepared
+
+
 def _prepare(
-    model: Any, schedule: Any, data: Any, prediction_type: str, time_input: str, labels: Any
+    model: Any,
+    schedule: Any,
+    given: tuple[Any, Any],
+    how: tuple[str, str],
+    names: tuple[str, str] = ("data", "labels"),
 ) -> tuple[_Network, Tensor]:
-    """Everything checked before work begins."""
-    x = rows("data", data)
+    """Everything checked before work begins. given: rows, labels; how: prediction type, time input."""
+    x, labels = rows(names[0], given[0]), given[1]
+    prediction_type, time_input = how
     own = getattr(model, "shape", None)
     if isinstance(own, tuple) and own != x.shape[1:]:
-        raise _checks.bad_value("data", data, f"rows of the model's shape {own}")
+        raise _checks.bad_value(names[0], given[0], f"rows of the model's shape {own}")
     sampler = Sampler(
         model,
         schedule,
@@ -282,11 +330,11 @@ def _prepare(
     )
     classes = sampler.n_classes
     if not classes and labels is not None:
-        raise _checks.bad_value("labels", labels, "None, for the model has no classes")
+        raise _checks.bad_value(names[1], labels, "None, for the model has no classes")
     y = None
     if classes:
         accepted = f"({len(x)},) integers from 0 to {classes} (the null class), or None"
-        given = np.full(len(x), classes) if labels is None else labels
-        y = _checks.class_labels("labels", given, len(x), classes, accepted)
+        labels = np.full(len(x), classes) if labels is None else labels
+        y = _checks.class_labels(names[1], labels, len(x), classes, accepted)
     network = _Network(sampler, prediction_type, y, len(x))
     return network, torch.from_numpy(x).to(torch.float64)

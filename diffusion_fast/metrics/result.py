@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_fast import _checks
+from diffusion_fast.standardiser import LARGEST, refuse_mask
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -27,8 +28,9 @@ class MetricResult:
     """A measured number.
 
     value: the measurement. floor: what fresh real data in place of the samples would get, NaN where that
-    cannot be told (too few rows to be split, say). spread: standard deviation of `value` that comes from the
-    finite number of rows, NaN where it cannot be told. n: rows of x and of y that one evaluation compares.
+    cannot be told (too few rows to be split, say, or no held-out rows given). spread: standard deviation of
+    `value` that comes from the finite number of rows, NaN where it cannot be told. n: rows of x and of y that
+    one evaluation compares.
     """
 
     value: float
@@ -44,7 +46,7 @@ class MetricResult:
 
 
 def pair(x: Any, y: Any, x_name: str = "x", y_name: str = "y") -> tuple[np.ndarray, np.ndarray]:
-    """Two sets of rows of one dimension, each float32 or float64 and finite."""
+    """Two sets of rows of one dimension, each as `rows` gives it."""
     a, b = rows(x_name, x), rows(y_name, y)
     if a.shape[1] != b.shape[1]:
         raise _checks.bad_value(x_name, x, f"rows of {b.shape[1]} numbers, as {y_name} has")
@@ -52,8 +54,9 @@ def pair(x: Any, y: Any, x_name: str = "x", y_name: str = "y") -> tuple[np.ndarr
 
 
 def rows(name: str, value: Any) -> np.ndarray:
-    """An (n, dim) array or tensor of finite numbers, n >= 1, as a float32 or float64 array."""
+    """An (n, dim) array or tensor of finite numbers up to 1e30, n >= 1, as a float32 or float64 array."""
     accepted = "an (n, dim) array or tensor of numbers with n >= 1"
+    refuse_mask(name, value)
     if isinstance(value, Tensor):
         value = _checks.readable(name, value.detach(), accepted).cpu()
         value = value.float().numpy() if value.dtype in (torch.bfloat16, torch.float16) else value.numpy()
@@ -64,6 +67,13 @@ def rows(name: str, value: Any) -> np.ndarray:
     array = value if value.dtype in (np.float32, np.float64) else value.astype(np.float64)
     if not np.isfinite(array).all():
         _checks.finite(name, torch.from_numpy(np.ascontiguousarray(array)))  # names the first bad one
+    limit = array.dtype.type(LARGEST)
+    if max(array.max(), -array.min()) > limit:
+        row, column = (int(i) for i in np.argwhere(np.abs(array) > limit)[0])
+        raise ValueError(
+            f"{name}: got a value of {array[row, column]:g} at row {row}, column {column}; accepted: finite "
+            f"numbers of magnitude up to {LARGEST:g}, for they are squared, and some are taken in float32"
+        )
     return array
 
 

@@ -157,12 +157,15 @@ def _halves(rng: np.random.Generator, b: np.ndarray, n: int) -> Pair:
 
 
 def _matching_cost(both: Pair) -> float:
-    cost = ot.dist(*both, metric="euclidean")
+    # Not by ot.dist: in float32 its squares overflow, and equal rows come out 1e-8 apart.
+    cost = torch.cat([distances for _, distances in distance_blocks(*both)]).numpy()
+    # POT takes differences below 1e-14 or so for 0, whatever the unit: a power of 2 changes no digit.
+    scale = 2.0 ** math.frexp(cost.max())[1]
     # POT stops at 100,000 pivots by default, short of the optimum at a few thousand rows.
-    value, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
+    value, log = ot.emd2([], [], cost / scale, numItermax=10_000_000, log=True)
     if log.get("warning"):
         raise RuntimeError(f"the optimal transport solver did not finish: {log['warning']}")
-    return float(value)
+    return float(value) * scale
 
 
 def _best_sums(matched: list[Pair], runs: int, pairs: int) -> list[float]:
