@@ -71,7 +71,7 @@ Plan plan_from(const py::bytes& bytes) {
 
 py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, uint64_t seed, int threads,
               uintptr_t x_T, uintptr_t noise, uintptr_t trajectory, uintptr_t labels, int32_t label,
-              py::object progress) {
+              uintptr_t guidance, py::object progress) {
     ChainArgs args{};
     const ProgramView view = program.view();
     check_range(n, view.dim, start);
@@ -82,6 +82,8 @@ py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, 
     args.trajectory = pointer<float>(trajectory);
     args.labels = pointer<const int32_t>(labels);
     args.label = label;
+    args.guidance = pointer<const float>(guidance);
+    require(!args.guidance || view.branches == 2, "guidance: the plan has one branch");
     args.n = n;
     args.start = start;
     args.seed = seed;
@@ -158,11 +160,11 @@ void normal(uintptr_t out, int64_t n, int64_t dim, uint64_t start, uint64_t seed
 
 py::array_t<float> activate(uint32_t code, float param, const py::array_t<float, py::array::c_style>& x,
                             const std::string& isa) {
-    require(code < uint32_t(Activation::kCount), "code: unknown activation");
+    require(code < uint32_t(Function::kCount), "code: unknown function");
     const auto size = int64_t(x.size());
     std::vector<float> padded(size_t(size + 15) / 16 * 16, 0.0f);
     std::copy_n(x.data(), size, padded.data());
-    chosen(isa).activate(Activation(code), param, padded.data(), int64_t(padded.size()));
+    chosen(isa).apply(Function(code), param, padded.data(), int64_t(padded.size()));
     return py::array_t<float>(size, padded.data());
 }
 
@@ -187,7 +189,7 @@ PYBIND11_MODULE(_cpu, m) {
         .def_property_readonly("isa", [](const Program& p) { return p.kernels().name; })
         .def("run", &run, py::arg("out"), py::arg("n"), py::arg("start"), py::arg("seed"), py::arg("threads"),
              py::arg("x_T") = 0, py::arg("noise") = 0, py::arg("trajectory") = 0, py::arg("labels") = 0,
-             py::arg("label") = 0, py::arg("progress") = py::none());
+             py::arg("label") = 0, py::arg("guidance") = 0, py::arg("progress") = py::none());
     m.def("validate_plan", [](const py::bytes& plan) { plan_from(plan); });
     m.def("reverse_step", &reverse_step);
     m.def("normal", &normal, py::arg("out"), py::arg("n"), py::arg("dim"), py::arg("start"), py::arg("seed"),

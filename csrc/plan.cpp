@@ -32,13 +32,13 @@ struct Reader {
 
 void check_header(const PlanHeader& h) {
     require(std::memcmp(h.magic, "DFPLAN\r\n", 8) == 0, "magic is not DFPLAN");
-    require(h.version == 1, "version is not 1");
+    require(h.version == kPlanVersion, "version is not 2");
     require(h.dim >= 1 && h.dim <= kMaxDim, "dim is not in 1..256");
     require(h.n_rows >= 1 && h.n_rows <= kMaxRows, "n_rows is not in 1..2^20");
-    require(h.n_ops >= 1 && h.n_ops <= kMaxLinears, "n_ops is not in 1..16");
+    require(h.n_ops >= 1 && h.n_ops <= kMaxOps, "n_ops is not in 1..256");
     require(h.n_tables >= 1 && h.n_tables <= kMaxTables, "n_tables is not in 1..2^20");
     require(h.n_classes <= kMaxTables, "n_classes is above 2^20");
-    require(h.n_values == h.n_ops + 1, "n_values is not n_ops + 1");
+    require(h.n_values >= 2 && h.n_values <= h.n_ops + 1, "n_values is not in 2..n_ops + 1");
     require(h.out_value >= 1 && h.out_value < h.n_values, "out_value names no computed value");
     require((h.terms & ~uint32_t(kTermsAll)) == 0, "terms has unknown bits");
     require(h.branches == 1 || h.branches == 2, "branches is not 1 or 2");
@@ -82,33 +82,133 @@ void check_rows(const Plan& p) {
 // An array of `count` x `width` floats at `offset` of the blob: inside it, and finite.
 void check_array(const Plan& p, int64_t offset, uint64_t count, uint64_t width, const char* what) {
     if (offset == -1) return;
-    const uint64_t size = count * width;  // both below 2^21: no overflow
+    const uint64_t size = count * width;  // below 2^40 and 2^11: no overflow
     if (offset < 0 || uint64_t(offset) > p.blob.size() || size > p.blob.size() - uint64_t(offset))
         fail(std::string(what) + " lies outside the blob");
     for (uint64_t i = 0; i < size; ++i)
         if (!std::isfinite(p.blob[size_t(offset) + i])) fail(std::string(what) + " is not finite");
 }
 
-void check_ops(const Plan& p) {
-    std::vector<bool> written(p.header.n_values, false);
-    written[0] = true;
-    for (const TileOp& op : p.ops) {
-        require(op.kind == uint32_t(OpKind::kLinear), "an op has an unknown kind");
-        require(op.activation < uint32_t(Activation::kCount), "an op has an unknown activation");
-        require(std::isfinite(op.act_param), "an activation parameter is not finite");
-        require(op.src < p.header.n_values && written[op.src], "an op reads a value not written yet");
-        require(op.dst < p.header.n_values && !written[op.dst], "an op writes a value written already");
-        require(op.n_in == p.widths[op.src] && op.n_out == p.widths[op.dst],
-                "an op's widths differ from its values'");
-        require(op.weight >= 0, "an op has no weight");
-        require(op.class_table == -1 || p.header.n_classes > 0, "a class table without classes");
-        require(op.reserved == 0, "reserved op field is not zero");
-        check_array(p, op.weight, op.n_out, op.n_in, "a weight");
-        check_array(p, op.bias, 1, op.n_out, "a bias");
-        check_array(p, op.step_table, p.header.n_tables, op.n_out, "a step table");
-        check_array(p, op.class_table, p.header.n_classes, op.n_out, "a class table");
-        written[op.dst] = true;
+// How much of each value has been written, and what the op may read.
+struct Values {
+    const Plan& p;
+    std::vector<uint32_t> filled;
+
+    explicit Values(const Plan& plan) : p(plan), filled(plan.header.n_values, 0) {
+        filled[0] = plan.widths[0];
     }
+
+    uint32_t width(uint32_t value) const {
+        require(value < p.header.n_values, "an op names a value that does not exist");
+        return p.widths[value];
+    }
+
+    void read(uint32_t value, uint32_t n) const {
+        require(width(value) == n, "an op's widths differ from its values'");
+        require(filled[value] == n, "an op reads a value not written yet");
+    }
+
+    // Parts of a value are written in ascending order, whole values at once.
+    void write(uint32_t value, uint32_t offset, uint32_t n) {
+        require(n >= 1 && n <= width(value) && offset == filled[value] && offset <= width(value) - n,
+                "an op writes a value written already, or leaves a gap");
+        filled[value] += n;
+    }
+};
+
+void check_arrays(const Plan& p, const TileOp& op) {
+    const bool linear = OpKind(op.kind) == OpKind::kLinear, table = OpKind(op.kind) == OpKind::kTable,
+               norm = OpKind(op.kind) == OpKind::kNorm, gather = OpKind(op.kind) == OpKind::kGather;
+    require(linear || norm || gather || op.weight == -1, "an op of this kind has no weight");
+    require(!(linear || gather) || op.weight >= 0, "an op has no weight");
+    require(linear || table || norm || op.bias == -1, "an op of this kind has no bias");
+    require(linear || table || (op.step_table == -1 && op.class_table == -1),
+            "an op of this kind has no tables");
+    require(op.class_table == -1 || p.header.n_classes > 0, "a class table without classes");
+    check_array(p, op.weight, linear ? op.n_out : 1,
+                gather   ? op.n_in
+                : linear ? op.n_in
+                         : op.n_out,
+                "a weight");
+    check_array(p, op.bias, 1, op.n_out, "a bias");
+    check_array(p, op.step_table, p.header.n_tables, op.n_out, "a step table");
+    const bool joint = table && op.function == uint32_t(TableFunction::kJoint);
+    require(!joint || (op.class_table >= 0 && op.bias == -1 && op.step_table == -1),
+            "a joint table has one array");
+    check_array(p, op.class_table, uint64_t(p.header.n_classes) * (joint ? p.header.n_tables : 1), op.n_out,
+                "a class table");
+}
+
+// n_in: features read (kGather: written), n_out: features of dst.
+void check_op(const Plan& p, const TileOp& op, Values& values) {
+    require(std::isfinite(op.param), "an op's parameter is not finite");
+    require(op.n_out == values.width(op.dst), "an op's widths differ from its values'");
+    const auto function_below = [&op](uint32_t count) {
+        require(op.function < count, "an op has an unknown function");
+    };
+    bool extra = false;
+    switch (OpKind(op.kind)) {
+        case OpKind::kLinear:
+            extra = true;
+            values.read(op.src, op.n_in);
+            if (op.extra) {
+                values.read(op.extra, op.n_out);
+                require(op.class_table == -1, "a class table beside an added value");
+            }
+            function_below(uint32_t(Function::kCount));
+            break;
+        case OpKind::kTable:
+            require(op.src == 0 && op.n_in == 0, "a table op reads a value");
+            function_below(uint32_t(TableFunction::kCount));
+            break;
+        case OpKind::kMap:
+            values.read(op.src, op.n_in);
+            require(op.n_in == op.n_out, "an op's widths differ from its values'");
+            function_below(uint32_t(Function::kCount));
+            break;
+        case OpKind::kBinary:
+            extra = true;
+            values.read(op.src, op.n_in);
+            values.read(op.extra, op.n_in);
+            require(op.n_in == op.n_out, "an op's widths differ from its values'");
+            function_below(uint32_t(BinaryFunction::kCount));
+            break;
+        case OpKind::kNorm:
+        case OpKind::kReduce:
+            extra = true;
+            values.read(op.src, op.n_in);
+            require(op.extra >= 1 && op.n_in % op.extra == 0, "the groups do not divide the features");
+            require(op.n_out == (OpKind(op.kind) == OpKind::kNorm ? op.n_in : op.extra),
+                    "an op's widths differ from its values'");
+            require(op.param >= 0.0f, "an epsilon is negative");
+            function_below(OpKind(op.kind) == OpKind::kNorm ? uint32_t(NormFunction::kCount)
+                                                            : uint32_t(ReduceFunction::kCount));
+            break;
+        case OpKind::kGather:
+            values.read(op.src, values.width(op.src));
+            function_below(1);
+            require(op.src != op.dst, "an op reads what it writes");
+            values.write(op.dst, op.extra, op.n_in);
+            check_arrays(p, op);
+            for (uint32_t j = 0; j < op.n_in; ++j) {
+                const float index = p.blob[size_t(op.weight) + j];
+                require(index >= 0.0f && index < float(p.widths[op.src]) && index == std::floor(index),
+                        "an index is not a feature of the value");
+            }
+            return;
+        default:
+            fail("an op has an unknown kind");
+    }
+    require(extra || op.extra == 0, "an op's unused field is not zero");
+    check_arrays(p, op);
+    values.write(op.dst, 0, op.n_out);
+}
+
+void check_ops(const Plan& p) {
+    Values values(p);
+    for (const TileOp& op : p.ops) check_op(p, op, values);
+    for (size_t i = 0; i < p.widths.size(); ++i)
+        require(values.filled[i] == p.widths[i], "a value is not written in full");
     require(p.widths[p.header.out_value] == p.header.dim, "the output's width is not dim");
 }
 

@@ -9,7 +9,7 @@
 
 namespace df {
 
-constexpr uint32_t kMaxDim = 256, kMaxWidth = 2048, kMaxLinears = 16, kMaxRows = 1u << 20,
+constexpr uint32_t kPlanVersion = 2, kMaxDim = 256, kMaxWidth = 2048, kMaxOps = 256, kMaxRows = 1u << 20,
                    kMaxTables = 1u << 20;
 
 struct PlanHeader {
@@ -48,9 +48,20 @@ enum Terms : uint32_t {
     kTermsAll = (1 << 12) - 1,
 };
 
-enum class OpKind : uint32_t { kLinear = 1 };
+// What an operation computes from values (vectors of features of one sample), init being
+//   init_j = bias[j] + step_table[row.table][j] + class_table[label][j], added in this order where present:
+enum class OpKind : uint32_t {
+    kLinear = 1,  // y[j] = f(init_j + sum_k w[j][k] x[k]), init_j plus a value's feature j where one is named
+    kTable,       // y[j] = init_j, or of a joint table class_table[row.table * n_classes + label][j]
+    kMap,         // y[j] = f(x[j])
+    kBinary,      // y[j] = x[j] o x2[j]
+    kNorm,        // y = norm of each group of neighbouring features, times w, plus bias, where present
+    kReduce,      // y[g] = sum or mean of group g
+    kGather,      // y[offset + j] = x[index[j]], j < n_in; several of them may fill one value
+};
 
-enum class Activation : uint32_t {
+// f(x, param): the activations, then what else modules do to single features.
+enum class Function : uint32_t {
     kIdentity = 0,
     kRelu,
     kLeakyRelu,  // param = negative slope
@@ -62,17 +73,36 @@ enum class Activation : uint32_t {
     kGeluTanh,
     kSoftplus,
     kMish,
+    kSin,
+    kCos,
+    kExp,
+    kLog,
+    kSqrt,
+    kAbs,
+    kReciprocal,
+    kPow,       // x^param
+    kClampMin,  // max(x, param)
+    kClampMax,
+    kAddConst,
+    kMulConst,
     kCount
 };
+enum class TableFunction : uint32_t { kSum = 0, kJoint, kCount };
+enum class BinaryFunction : uint32_t { kAdd = 0, kSub, kMul, kDiv, kCount };
+enum class NormFunction : uint32_t { kLayerNorm = 0, kRmsNorm, kSoftmax, kCount };  // param: epsilon
+enum class ReduceFunction : uint32_t { kSum = 0, kMean, kCount };
 
-// y[j] = act(init_j + sum_k w[j][k] x[k]): one fma chain per output, init first, k ascending, in every
-// kernel; beyond 128 inputs each further 128 are a chain from 0, added to what stands (cpu/linear.h). init_j
-// = bias[j] + step_table[row.table][j] + class_table[label][j], added in this order where present.
+// A linear op is one fma chain per output, init first, k ascending, in every kernel; beyond 128 inputs each
+// further 128 are a chain from 0, added to what stands (cpu/linear.h). Sums over features are taken in 16
+// parts, feature j in part j mod 16, and the parts in halves (cpu/tile_ops.h).
 struct TileOp {
-    uint32_t kind, activation, src, dst, n_in, n_out;
-    float act_param;
-    uint32_t reserved;
-    int64_t weight, bias, step_table, class_table;  // offsets in floats into the blob, -1 = absent
+    uint32_t kind, function, src, dst, n_in, n_out;
+    float param;
+    uint32_t extra;  // kLinear: the value added, 0 for none. kBinary: x2. kNorm, kReduce: how many groups.
+                     // kGather: offset. else 0
+    // Offsets in floats into the blob, -1 = absent. weight: kLinear (n_out, n_in), kNorm (n_out), kGather
+    // (n_in) indices, whole numbers
+    int64_t weight, bias, step_table, class_table;
 };
 
 static_assert(sizeof(PlanHeader) == 64 && sizeof(StepRow) == 64 && sizeof(TileOp) == 64, "wire layout");

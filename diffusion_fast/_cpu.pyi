@@ -19,6 +19,7 @@ class Program:
         trajectory: int = 0,
         labels: int = 0,
         label: int = 0,
+        guidance: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[int, list[int]]: ...
 

@@ -19,71 +19,43 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diffusion_fast import _checks
 from diffusion_fast.solvers.table import COEFFICIENTS, EVAL, PUSH, ROW_DTYPE, TERM_BITS, StepTable
+from diffusion_fast.tile_ops import (
+    ARRAYS,
+    FUNCTION_NAMES,
+    JOINT,
+    OP_BINARY,
+    OP_DTYPE,
+    OP_GATHER,
+    OP_LINEAR,
+    OP_MAP,
+    OP_NORM,
+    OP_REDUCE,
+    OP_TABLE,
+    Array,
+    Op,
+    decode,
+    encode,
+    width_of,
+)
 
 MAGIC = b"DFPLAN\r\n"
-VERSION = 1
+VERSION = 2
 # magic, version, dim, n_rows, n_ops, n_tables, n_classes, n_values, out_value, terms, branches, n_floats,
 # reserved x 2
 HEADER = struct.Struct("<8s10IQ2I")
-OP_DTYPE = np.dtype(
-    [
-        *((name, "<u4") for name in ("kind", "activation", "src", "dst", "n_in", "n_out")),
-        ("act_param", "<f4"),
-        ("reserved", "<u4"),
-        *((name, "<i8") for name in ("weight", "bias", "step_table", "class_table")),
-    ]
-)
 _DTYPES = {"rows": ROW_DTYPE, "value_widths": np.dtype("<u4"), "ops": OP_DTYPE, "blob": np.dtype("<f4")}
 MAX_DIM = 256
 MAX_WIDTH = 2048
-MAX_LAYERS = 16
+MAX_OPS = 256
 MAX_ROWS = MAX_TABLES = MAX_CLASSES = 1 << 20
-
-OP_LINEAR = 1
-# The position is the code. leaky_relu and elu have a parameter (slope, alpha); softplus is beta = 1,
-# threshold = 20. gelu is the erf form.
-ACTIVATIONS = [
-    "identity",
-    "relu",
-    "leaky_relu",
-    "elu",
-    "tanh",
-    "sigmoid",
-    "silu",
-    "gelu",
-    "gelu_tanh",
-    "softplus",
-    "mish",
-]
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class LinearOp:
-    """One layer: value[dst] = act(bias + step_table[table] + class_table[label] + weight @ value[src]).
-
-    weight (n_out, n_in), bias (n_out,), step_table (n_tables, n_out), class_table (n_classes, n_out): float32
-    arrays, None where absent. activation is one of ACTIVATIONS; act_param its parameter.
-    """
-
-    src: int
-    dst: int
-    weight: Array
-    bias: Array | None = None
-    step_table: Array | None = None
-    class_table: Array | None = None
-    activation: str = "identity"
-    act_param: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class TileProgram:
-    """What a captured network computes for one sample, as layers over values.
+    """What a captured network computes for one sample, as operations on values.
 
     dim: width of the input (value 0) and of out_value; n_tables: rows of the step tables; n_classes: rows
     of the class tables, the null class included, 0 without classes; explain: one line per decision of the
@@ -91,7 +63,7 @@ class TileProgram:
     """
 
     dim: int
-    layers: tuple[LinearOp, ...]
+    ops: tuple[Op, ...]
     out_value: int
     n_tables: int
     n_classes: int = 0
@@ -192,34 +164,29 @@ class Plan:
     def flops_per_sample_step(self) -> int:
         """Multiplications and additions of the linear layers for one sample and one evaluated row, all
         branches."""
-        return self.branches * sum(2 * int(op["n_in"]) * int(op["n_out"]) for op in self.ops)
+        linear = self.ops[self.ops["kind"] == OP_LINEAR]
+        return self.branches * sum(2 * int(op["n_in"]) * int(op["n_out"]) for op in linear)
 
     @cached_property
-    def layers(self) -> tuple[LinearOp, ...]:
+    def operations(self) -> tuple[Op, ...]:
         """The ops with their arrays, as read-only views of the blob."""
 
         def view(offset: int, *shape: int) -> Array | None:
             return None if offset < 0 else self.blob[offset : offset + int(np.prod(shape))].reshape(shape)
 
-        layers = []
-        for _, code, src, dst, n_in, n_out, param, _, weight, bias, step, label in self.ops.tolist():
-            matrix = view(weight, n_out, n_in)
-            assert matrix is not None  # validate() has seen to it
-            tables = (view(bias, n_out), view(step, self.n_tables, n_out), view(label, self.n_classes, n_out))
-            layers.append(LinearOp(src, dst, matrix, *tables, ACTIVATIONS[code], param))
-        return tuple(layers)
+        return tuple(decode(row, self.n_tables, self.n_classes, view) for row in self.ops.tolist())
 
     def validate(self) -> None:
         """Raises ValueError naming the first field that breaks the contract (the kernels check the same
         again)."""
-        for name, count, high in (("rows", len(self.rows), MAX_ROWS), ("ops", len(self.ops), MAX_LAYERS)):
+        for name, count, high in (("rows", len(self.rows), MAX_ROWS), ("ops", len(self.ops), MAX_OPS)):
             _require(1 <= count <= high, name, count, f"1 to {high} of them")
         for name, low, high in (
             ("dim", 1, MAX_DIM),
             ("n_tables", 1, MAX_TABLES),
             ("n_classes", 0, MAX_CLASSES),
             ("branches", 1, 2),
-            ("out_value", 1, MAX_LAYERS),
+            ("out_value", 1, MAX_OPS),
             ("terms", 0, sum(TERM_BITS.values())),
         ):
             _checks.integer(f"plan.{name}", getattr(self, name), low, high)
@@ -261,21 +228,15 @@ def build_plan(table: StepTable, program: TileProgram, *, branches: int = 1) -> 
         size += array.size
         return size - array.size
 
-    widths = np.zeros(len(program.layers) + 1, "<u4")
-    widths[0] = program.dim
-    ops = np.zeros(len(program.layers), OP_DTYPE)
-    for op, layer in zip(ops, program.layers, strict=True):
-        n_out, n_in = layer.weight.shape
-        widths[layer.dst] = n_out
-        op["kind"], op["activation"] = OP_LINEAR, ACTIVATIONS.index(layer.activation)
-        op["src"], op["dst"], op["n_in"], op["n_out"] = layer.src, layer.dst, n_in, n_out
-        op["act_param"] = layer.act_param
-        for name in ("weight", "bias", "step_table", "class_table"):
-            op[name] = place(getattr(layer, name))
+    widths = {0: program.dim}
+    for op in program.ops:
+        widths[op.dst] = width_of(op, widths)
+    ops = np.array([encode(op, widths, place) for op in program.ops], OP_DTYPE)
+    value_widths = np.array([widths.get(i, 0) for i in range(max(widths) + 1)], "<u4")
     rows = np.asarray(table.rows)
     floats = np.concatenate(blob) if blob else np.zeros(0, np.float32)
     sizes = (program.n_tables, program.n_classes, branches, program.out_value)
-    return Plan(program.dim, rows, widths, ops, floats, *sizes, terms_of(rows))
+    return Plan(program.dim, rows, value_widths, ops, floats, *sizes, terms_of(rows))
 
 
 def _require(holds: bool | np.bool_, name: str, given: Any, accepted: str) -> None:
@@ -306,7 +267,8 @@ def _check_rows(rows: Array, n_tables: int) -> None:
 
 def _check_widths(plan: Plan) -> None:
     widths = plan.value_widths
-    _require(len(widths) == len(plan.ops) + 1, "n_values", len(widths), f"n_ops + 1 = {len(plan.ops) + 1}")
+    most = len(plan.ops) + 1
+    _require(2 <= len(widths) <= most, "n_values", len(widths), f"2 to n_ops + 1 = {most}")
     _require(plan.out_value < len(widths), "out_value", plan.out_value, f"1 to {len(widths) - 1}")
     good = (widths >= 1) & (widths <= MAX_WIDTH)
     if not good.all():
@@ -318,30 +280,81 @@ def _check_widths(plan: Plan) -> None:
 
 def _check_ops(plan: Plan) -> None:
     widths = plan.value_widths.tolist()
-    written = {0}
-    for i, op in enumerate(plan.ops):
-        at = f"ops[{i}]."
-        src, dst, n_in, n_out = (int(op[name]) for name in ("src", "dst", "n_in", "n_out"))
-        _require(op["kind"] == OP_LINEAR, at + "kind", int(op["kind"]), f"{OP_LINEAR} (linear)")
-        _require(
-            op["activation"] < len(ACTIVATIONS),
-            at + "activation",
-            int(op["activation"]),
-            "a known activation's code",
-        )
-        _require(np.isfinite(op["act_param"]), at + "act_param", float(op["act_param"]), "a finite number")
-        _require(op["reserved"] == 0, at + "reserved", int(op["reserved"]), "0")
-        _require(src in written, at + "src", src, "a value written by an earlier op, or 0")
-        _require(dst < len(widths) and dst not in written, at + "dst", dst, "a value not written before")
-        _require(n_in == widths[src], at + "n_in", n_in, f"the width {widths[src]} of value {src}")
-        _require(n_out == widths[dst], at + "n_out", n_out, f"the width {widths[dst]} of value {dst}")
-        _require(op["weight"] >= 0, at + "weight", int(op["weight"]), "an offset into the blob")
-        if op["class_table"] != -1:
-            _require(plan.n_classes > 0, at + "class_table", int(op["class_table"]), "-1 with n_classes = 0")
-        sizes = {"weight": n_in, "bias": 1, "step_table": plan.n_tables, "class_table": plan.n_classes}
-        for name, count in sizes.items():
-            _check_array(plan.blob, at + name, int(op[name]), count * n_out)
-        written.add(dst)
+    filled = [widths[0]] + [0] * (len(widths) - 1)  # features of each value written so far
+    for i, row in enumerate(plan.ops):
+        op = {name: row[name].item() for name in OP_DTYPE.names or ()}
+        _check_op(plan, f"ops[{i}].", op, widths, filled)
+        _check_arrays(plan, f"ops[{i}].", op)
+        if op["kind"] == OP_GATHER:
+            index = plan.blob[op["weight"] : op["weight"] + op["n_in"]]
+            good = (index >= 0) & (index < widths[op["src"]]) & (index == np.floor(index))
+            accepted = f"whole numbers from 0 to {widths[op['src']] - 1}"
+            _require(good.all(), f"ops[{i}].weight", index.tolist(), accepted)
+    for value, (have, width) in enumerate(zip(filled, widths, strict=True)):
+        _require(have == width, f"value_widths[{value}]", width, f"{have}, the features that ops write")
+
+
+def _check_op(plan: Plan, at: str, op: dict[str, Any], widths: list[int], filled: list[int]) -> None:
+    kind, src, dst, n_in, n_out, extra = (op[k] for k in ("kind", "src", "dst", "n_in", "n_out", "extra"))
+    _require(kind in FUNCTION_NAMES, at + "kind", kind, f"1 to {len(FUNCTION_NAMES)}")
+    names = FUNCTION_NAMES[kind]
+    _require(op["function"] < len(names), at + "function", op["function"], f"0 to {len(names) - 1}")
+    _require(np.isfinite(op["param"]), at + "param", op["param"], "a finite number")
+
+    def read(field: str, value: int, count: int, size: str = "n_in") -> None:
+        written = value < len(widths) and filled[value] == widths[value]
+        _require(written, at + field, value, "a value written by an earlier op, or 0")
+        _require(count == widths[value], at + size, count, f"the width {widths[value]} of value {value}")
+
+    if kind == OP_TABLE:
+        _require(src == 0 and n_in == 0, at + "src", (src, n_in), "0 with n_in = 0")
+    elif kind == OP_GATHER:
+        read("src", src, widths[src] if src < len(widths) else 0)
+        _require(src != dst, at + "dst", dst, "another value than src")
+    else:
+        read("src", src, n_in)
+    if kind == OP_BINARY:
+        read("extra", extra, n_in)
+    elif kind in (OP_NORM, OP_REDUCE):
+        _require(extra >= 1 and n_in % extra == 0, at + "extra", extra, f"a divisor of n_in = {n_in}")
+        _require(op["param"] >= 0, at + "param", op["param"], "a number from 0 up")
+    elif kind == OP_LINEAR and extra:
+        read("extra", extra, n_out, "n_out, with extra")
+        _require(op["class_table"] == -1, at + "class_table", op["class_table"], "-1 beside an addend")
+    elif kind != OP_GATHER:
+        _require(extra == 0, at + "extra", extra, "0")
+    made = {OP_MAP: n_in, OP_BINARY: n_in, OP_NORM: n_in, OP_REDUCE: extra}.get(kind, n_out)
+    offset, count = (extra, n_in) if kind == OP_GATHER else (0, n_out)
+    _require(dst < len(widths), at + "dst", dst, f"0 to {len(widths) - 1}")
+    accepted = "a value not written before, or the next part of one"
+    _require(filled[dst] == offset < widths[dst], at + "dst", dst, accepted)
+    _require(n_out == widths[dst] == made, at + "n_out", n_out, f"the width {widths[dst]} of value {dst}")
+    _require(1 <= count <= widths[dst] - offset, at + "n_in", count, f"1 to {widths[dst] - offset}")
+    filled[dst] += count
+
+
+def _check_arrays(plan: Plan, at: str, op: dict[str, Any]) -> None:
+    kind, n_in, n_out = op["kind"], op["n_in"], op["n_out"]
+    joint = kind == OP_TABLE and op["function"] == JOINT
+    classes = plan.n_classes * (plan.n_tables if joint else 1)
+    sizes = {
+        "weight": {OP_LINEAR: n_in * n_out, OP_NORM: n_out, OP_GATHER: n_in}.get(kind),
+        "bias": n_out if kind in (OP_LINEAR, OP_TABLE, OP_NORM) and not joint else None,
+        "step_table": plan.n_tables * n_out if kind in (OP_LINEAR, OP_TABLE) and not joint else None,
+        "class_table": classes * n_out if kind in (OP_LINEAR, OP_TABLE) else None,
+    }
+    if kind in (OP_LINEAR, OP_GATHER):
+        _require(op["weight"] >= 0, at + "weight", op["weight"], "an offset into the blob")
+    if joint:
+        _require(op["class_table"] >= 0, at + "class_table", op["class_table"], "an offset into the blob")
+    if op["class_table"] != -1:
+        _require(plan.n_classes > 0, at + "class_table", op["class_table"], "-1 with n_classes = 0")
+    for name in ARRAYS:
+        size = sizes[name]
+        if size is None:
+            _require(op[name] == -1, at + name, op[name], "-1 for an op of this kind")
+        else:
+            _check_array(plan.blob, at + name, op[name], size)
 
 
 def _check_array(blob: Array, name: str, offset: int, size: int) -> None:

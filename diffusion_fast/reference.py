@@ -19,9 +19,10 @@ from diffusion_fast import _checks
 from diffusion_fast import noise as noise_stream
 from diffusion_fast.plan import Plan, TileProgram
 from diffusion_fast.solvers.table import COEFFICIENTS, EVAL, PUSH, TERM_BITS, StepRow
+from diffusion_fast.tile_ops import BinaryOp, GatherOp, LinearOp, MapOp, NormOp, Op, ReduceOp, TableOp
 
-# activation(value, parameter), by the names of plan.ACTIVATIONS.
-ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+# function(value, parameter), by the names of tile_ops.FUNCTIONS.
+FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "identity": lambda v, _: v,
     "relu": lambda v, _: nnf.relu(v),
     "leaky_relu": lambda v, slope: nnf.leaky_relu(v, slope),
@@ -33,6 +34,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "gelu_tanh": lambda v, _: nnf.gelu(v, approximate="tanh"),
     "softplus": lambda v, _: nnf.softplus(v),
     "mish": lambda v, _: nnf.mish(v),
+    "sin": lambda v, _: torch.sin(v),
+    "cos": lambda v, _: torch.cos(v),
+    "exp": lambda v, _: torch.exp(v),
+    "log": lambda v, _: torch.log(v),
+    "sqrt": lambda v, _: torch.sqrt(v),
+    "abs": lambda v, _: torch.abs(v),
+    "reciprocal": lambda v, _: torch.reciprocal(v),
+    "pow": lambda v, exponent: torch.pow(v, exponent),
+    "clamp_min": lambda v, low: torch.clamp(v, min=low),
+    "clamp_max": lambda v, high: torch.clamp(v, max=high),
+    "add": lambda v, c: v + c,
+    "mul": lambda v, c: v * c,
+}
+BINARY_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
 }
 
 
@@ -43,6 +62,7 @@ def run(
     seed: int = 0,
     start: int = 0,
     labels: Tensor | int | None = None,
+    guidance: Tensor | None = None,
     x_T: Tensor | None = None,
     noise: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
@@ -50,7 +70,8 @@ def run(
 ) -> Tensor:
     """Samples start .. start + n of the seed's stream, (n, dim) in dtype.
 
-    labels: an int or (n,) integers below n_classes, for a plan with classes. x_T: (n, dim) start values
+    labels: an int or (n,) integers below n_classes, for a plan with classes. guidance: (n,) scales in place
+    of the rows' own, for a plan with two branches. x_T: (n, dim) start values
     instead of the stream's. noise: (n_rows, n, dim) normals instead of the stream's. return_trajectory:
     (n_rows + 1, n, dim), from x_T to the samples. Ho et al. 2020, algorithm 2, with the row's general
     coefficients.
@@ -62,7 +83,9 @@ def run(
     trajectory = [x]
     for i, row in enumerate(plan.rows):
         model_output = (
-            _guided(plan, row, float(row["c_in"]) * x, y) if row["flags"] & EVAL else torch.zeros_like(x)
+            _guided(plan, row, float(row["c_in"]) * x, y, guidance)
+            if row["flags"] & EVAL
+            else torch.zeros_like(x)
         )
         z = None
         if row["s"] != 0:
@@ -81,19 +104,57 @@ def net(
     """The network once: u (n, dim), table and labels an index each or (n,) of them -> (n, dim) in u's
     dtype."""
     values = {0: u}
-    for layer in plan.layers:
-        init = u.new_zeros(layer.weight.shape[0])
-        if layer.bias is not None:
-            init = _cast(layer.bias, u)
-        if layer.step_table is not None:
-            init = init + _rows(layer.step_table, table, u)
-        if layer.class_table is not None:
-            if labels is None:
-                raise _checks.bad_value("labels", labels, f"class indices from 0 to {plan.n_classes - 1}")
-            init = init + _rows(layer.class_table, labels, u)
-        linear = init + values[layer.src] @ _cast(layer.weight, u).T
-        values[layer.dst] = ACTIVATIONS[layer.activation](linear, layer.act_param)
+    for op in plan.operations if isinstance(plan, Plan) else plan.ops:
+        if isinstance(op, LinearOp):
+            start = _init(op, plan, u, table, labels)
+            start = start + values[op.addend] if op.addend else start
+            linear = start + values[op.src] @ _cast(op.weight, u).T
+            values[op.dst] = FUNCTIONS[op.activation](linear, op.act_param)
+        elif isinstance(op, TableOp):
+            values[op.dst] = _init(op, plan, u, table, labels).expand(len(u), -1)
+        elif isinstance(op, GatherOp):  # parts of a value come in order
+            part = values[op.src][:, torch.as_tensor(op.index)]
+            values[op.dst] = torch.cat([values[op.dst], part], dim=1) if op.offset else part
+        else:
+            values[op.dst] = _other_op(op, values)
     return values[plan.out_value]
+
+
+def _init(
+    op: LinearOp | TableOp, plan: Plan | TileProgram, u: Tensor, table: Tensor | int, labels: Any
+) -> Tensor:
+    """bias + step_table[table] + class_table[labels], or joint_table[table, labels]: (n or 1, n_out)."""
+    parts = []
+    if isinstance(op, TableOp) and op.joint_table is not None:
+        return torch.atleast_2d(_cast(op.joint_table[_index(table), _index(labels)], u))
+    if op.bias is not None:
+        parts.append(_cast(op.bias, u)[None])
+    if op.step_table is not None:
+        parts.append(torch.atleast_2d(_rows(op.step_table, table, u)))
+    if op.class_table is not None:
+        if labels is None:
+            raise _checks.bad_value("labels", labels, f"class indices from 0 to {plan.n_classes - 1}")
+        parts.append(torch.atleast_2d(_rows(op.class_table, labels, u)))
+    return sum(parts[1:], parts[0]) if parts else u.new_zeros(1, 1)
+
+
+def _other_op(op: Op, values: dict[int, Tensor]) -> Tensor:
+    if isinstance(op, MapOp):
+        return FUNCTIONS[op.function](values[op.src], op.param)
+    if isinstance(op, BinaryOp):
+        return BINARY_FUNCTIONS[op.function](values[op.src], values[op.src2])
+    assert isinstance(op, NormOp | ReduceOp)
+    groups = values[op.src].unflatten(1, (op.groups, -1))
+    if isinstance(op, ReduceOp):
+        return groups.mean(2) if op.function == "mean" else groups.sum(2)
+    if op.function == "softmax":
+        return groups.softmax(2).flatten(1)
+    centered = groups - groups.mean(2, keepdim=True) if op.function == "layer_norm" else groups
+    square = centered.square().mean(2, keepdim=True)
+    out = (centered / torch.sqrt(square + op.epsilon)).flatten(1)
+    if op.weight is not None:
+        out = out * _cast(op.weight, out)
+    return out if op.bias is None else out + _cast(op.bias, out)
 
 
 def reverse_step_ref(
@@ -178,13 +239,17 @@ def _advance(
     return total, m
 
 
-def _guided(plan: Plan, row: Any, u: Tensor, labels: Tensor | None) -> Tensor:
-    """F, or with two branches F_u + s (F_c - F_u) (Ho & Salimans 2022, with s = 1 + w)."""
+def _guided(plan: Plan, row: Any, u: Tensor, labels: Tensor | None, guidance: Tensor | None) -> Tensor:
+    """F, or with two branches F_u + s (F_c - F_u) (Ho & Salimans 2022, with s = 1 + w).
+
+    A row with s = 1 is outside of the guided interval. guidance (n,): each sample's own s.
+    """
     conditional = net(plan, u, int(row["table"]), labels)
-    if plan.branches == 1:
+    if plan.branches == 1 or row["guidance"] == 1:
         return conditional
     unconditional = net(plan, u, int(row["table"]), plan.n_classes - 1)
-    return unconditional + float(row["guidance"]) * (conditional - unconditional)
+    scale = float(row["guidance"]) if guidance is None else guidance.to(u.dtype)[:, None]
+    return unconditional + scale * (conditional - unconditional)
 
 
 def _class_indices(plan: Plan, n: int, labels: Tensor | int | None) -> Tensor | None:
@@ -212,4 +277,8 @@ def _cast(array: Any, like: Tensor) -> Tensor:
 
 
 def _rows(array: Any, index: Tensor | int, like: Tensor) -> Tensor:
-    return _cast(array[index.cpu().numpy() if isinstance(index, Tensor) else index], like)
+    return _cast(array[_index(index)], like)
+
+
+def _index(index: Tensor | int) -> Any:
+    return index.cpu().numpy() if isinstance(index, Tensor) else index

@@ -25,7 +25,7 @@ from diffusion_fast._torch_peers import (
 )
 from diffusion_fast.models import MLPDenoiser
 from diffusion_fast.models.mlp import ACTIVATIONS
-from diffusion_fast.plan import MAX_DIM, MAX_LAYERS, MAX_WIDTH
+from diffusion_fast.plan import MAX_DIM, MAX_OPS, MAX_WIDTH
 from diffusion_fast.sampler import Sampler
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.threads import resolve as resolve_threads
@@ -92,7 +92,7 @@ def measure_shape(
     all of it would take long.
 
     Args:
-        widths: columns of the data (up to 256), 1 to 15 hidden widths up to 2048, columns of the data again.
+        widths: columns of the data (up to 256), 1 to 255 hidden widths up to 2048, columns of the data again.
         activation: as of MLPDenoiser.
         steps: reverse steps, 1 to 10,000.
         n: samples; None takes as many as run in about 0.4 s.
@@ -155,12 +155,12 @@ def _contender(peer: ChainPeer, n: int, steps: int) -> Contender:
 
 def _widths(widths: Any) -> tuple[int, ...]:
     accepted = (
-        f"a sequence of 3 to {MAX_LAYERS + 1} integers from 1 to {MAX_WIDTH}, the last equal to the first, "
+        f"a sequence of 3 to {MAX_OPS + 1} integers from 1 to {MAX_WIDTH}, the last equal to the first, "
         f"those two at most {MAX_DIM}"
     )
     if isinstance(widths, str) or not isinstance(widths, Sequence):
         raise _checks.bad_type("widths", widths, accepted)
-    if not 3 <= len(widths) <= MAX_LAYERS + 1:
+    if not 3 <= len(widths) <= MAX_OPS + 1:
         raise _checks.bad_value("widths", widths, accepted)
     sizes = tuple(_checks.integer(f"widths[{i}]", width, 1, MAX_WIDTH) for i, width in enumerate(widths))
     if sizes[0] != sizes[-1] or sizes[0] > MAX_DIM:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from diffusion_fast.schedules import NoiseSchedule
 
@@ -30,3 +31,27 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Any:
         return self.body(self, x, t, y)
+
+
+class _InFloat64(TorchFunctionMode):
+    """Casts to float32 become casts to float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def wide(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        if func is Tensor.float:
+            return args[0].double()
+        return func(*map(wide, args), **{k: wide(v) for k, v in (kwargs or {}).items()})
+
+
+@torch.no_grad()
+def in_float64(module: nn.Module, *args: Tensor) -> Tensor:
+    """The module's result in float64, whatever it casts to float32 itself. The module stays in float64."""
+    wide = [arg.double() if arg.is_floating_point() else arg for arg in args]
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _InFloat64():
+            return module.double()(*wide)
+    finally:
+        torch.set_default_dtype(torch.float32)

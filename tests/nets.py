@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion_fast.plan import ACTIVATIONS, LinearOp, Plan, TileProgram, build_plan
+from diffusion_fast.plan import Plan, TileProgram, build_plan
 from diffusion_fast.solvers.table import EVAL, PUSH, ROW_DTYPE, StepTable
+from diffusion_fast.tile_ops import ACTIVATIONS, LinearOp
 
 ACTIVATION_PARAMS = {"leaky_relu": 0.2, "elu": 0.7}
 

@@ -52,10 +52,11 @@ class Foreign(nn.Module):
         return self.net(torch.cat([x, time.sin(), time.cos(), time], dim=1))
 
 
-class WithLayerNorm(nn.Module):
+class WithCumsum(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(3, 16), nn.LayerNorm(16), nn.SiLU(), nn.Linear(16, 2))
+        self.first, self.last = nn.Linear(3, 16), nn.Linear(16, 2)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.net(torch.cat([x, t[:, None] / T], dim=1))
+        hidden = self.first(torch.cat([x, t[:, None] / T], dim=1))
+        return self.last(torch.cumsum(hidden / 4, dim=1))

@@ -16,7 +16,7 @@ import torch
 from scipy import special
 
 from diffusion_fast import _cpu, reference
-from diffusion_fast.plan import ACTIVATIONS
+from diffusion_fast.tile_ops import ACTIVATIONS, FUNCTIONS
 
 ISAS = _cpu.isas()
 PARAMS = {"leaky_relu": float(np.float32(0.2)), "elu": float(np.float32(0.7))}
@@ -116,7 +116,7 @@ def kernel(name: str, x: np.ndarray, isa: str = "") -> np.ndarray:
 
 
 def by_torch(name: str, x: np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    return reference.ACTIVATIONS[name](torch.from_numpy(x).to(dtype), PARAMS.get(name, 0.0)).numpy()
+    return reference.FUNCTIONS[name](torch.from_numpy(x).to(dtype), PARAMS.get(name, 0.0)).numpy()
 
 
 def errors(got: np.ndarray, want: np.ndarray) -> np.ndarray:
@@ -216,4 +216,4 @@ def test_bounded_functions_stay_in_bounds() -> None:
 
 def test_unknown_code() -> None:
     with pytest.raises(ValueError, match="code"):
-        _cpu.activate(len(ACTIVATIONS), 0.0, np.zeros(1, np.float32))
+        _cpu.activate(len(FUNCTIONS), 0.0, np.zeros(1, np.float32))

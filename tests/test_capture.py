@@ -46,7 +46,7 @@ def test_our_models(embedding: str, n_classes: int | None) -> None:
     rows = 0 if n_classes is None else n_classes + 1
     program = capture(model, (3,), STEPS, rows, SCHEDULE)
     assert_equals_module(program, model, rows)
-    first, second, last = program.layers
+    first, second, last = program.ops
     assert (program.dim, program.n_tables, program.n_classes, program.out_value) == (3, 10, rows, 3)
     assert first.weight.shape == (24, 3) and first.bias is None
     assert first.step_table is not None and first.step_table.shape == (10, 24)
@@ -62,7 +62,7 @@ def test_our_models(embedding: str, n_classes: int | None) -> None:
 def test_a_model_with_classes_but_without_labels() -> None:
     model = MLPDenoiser(2, (8,), n_steps=20, n_classes=3).eval()
     program = capture(model, (2,), STEPS, 0, SCHEDULE)
-    assert program.n_classes == 0 and program.layers[0].class_table is None
+    assert program.n_classes == 0 and program.ops[0].class_table is None
     assert_equals_module(program, model)
 
 
@@ -70,8 +70,8 @@ def test_a_model_with_classes_but_without_labels() -> None:
 def test_activations(name: str) -> None:
     model = MLPDenoiser(2, (16,), name, "table", 20).eval()
     program = capture(model, (2,), STEPS, 0, SCHEDULE)
-    assert program.layers[0].activation == name
-    assert program.layers[0].act_param == pytest.approx({"leaky_relu": 0.01, "elu": 1.0}.get(name, 0.0))
+    assert program.ops[0].activation == name
+    assert program.ops[0].act_param == pytest.approx({"leaky_relu": 0.01, "elu": 1.0}.get(name, 0.0))
     assert_equals_module(program, model)
 
 
@@ -120,6 +120,13 @@ def read_twice(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
     return m.last(hidden)
 
 
+@torch.no_grad()
+def no_gradients(m: Net, x: Tensor, t: Tensor) -> Tensor:
+    with torch.no_grad():
+        frequencies = torch.exp(-0.1 * torch.arange(8))
+    return m.last(m.first(x) * torch.sin(t[:, None] * frequencies))
+
+
 # What a module may do; every entry equals its module.
 ACCEPTED: dict[str, Callable[..., Any]] = {
     "in place, through a view": in_place,
@@ -155,6 +162,11 @@ ACCEPTED: dict[str, Callable[..., Any]] = {
     "activated output": lambda m, x, t, y: torch.tanh(m.short(x)),
     "no t at all": lambda m, x, t, y: m.last(torch.relu(m.first(x))),
     "the same layer twice": lambda m, x, t, y: m.last(torch.tanh(m.square(torch.tanh(m.square(m.first(x)))))),
+    "constants of other types": lambda m, x, t, y: (
+        m.short(x) * m.count.long() * torch.tensor(0.1, dtype=torch.float64) + torch.arange(3)
+    ),
+    "layer on a sum with an integer": lambda m, x, t, y: m.last(m.first(x * t[:, None] / 20).tanh()),
+    "no gradients": lambda m, x, t, y: no_gradients(m, x, t),
     "weight of two parameters": lambda m, x, t, y: m.last(nnf.linear(x, m.first.weight * m.count)),
 }
 CONDITIONED: dict[str, Callable[..., Any]] = {
@@ -192,7 +204,7 @@ def test_accepted_with_classes(name: str) -> None:
 
 def test_only_what_is_read_becomes_a_layer() -> None:
     program = capture(Net(read_twice).eval(), (3,), STEPS, 0, SCHEDULE)
-    assert [layer.activation for layer in program.layers] == ["identity", "identity"]
+    assert [layer.activation for layer in program.ops] == ["identity", "identity"]
     twice = capture(
         Net(lambda m, x, t, y: m.last((h := m.first(x)) + torch.zeros_like(torch.tanh(h)))).eval(),
         (3,),
@@ -200,14 +212,14 @@ def test_only_what_is_read_becomes_a_layer() -> None:
         0,
         SCHEDULE,
     )
-    assert len(twice.layers) == 2
+    assert len(twice.ops) == 2
 
 
 @pytest.mark.parametrize("steps", [[5], [5, 4], list(range(20))])
 def test_any_number_of_steps_and_classes(steps: list[int]) -> None:
     module = Net(CONDITIONED["sum of t and y"]).eval()
     program = capture(module, (3,), steps, 1, SCHEDULE)
-    first = program.layers[0]
+    first = program.ops[0]
     assert first.step_table is not None and first.step_table.shape == (len(steps), 8)
     assert first.class_table is not None and first.class_table.shape == (1, 8)
     x = torch.randn(5, 3)
@@ -225,6 +237,13 @@ def test_one_step_beside_a_value_shaped_like_x() -> None:
     torch.testing.assert_close(reference.net(program, x, 0), expected, rtol=1e-5, atol=2e-6)
 
 
+def check_image(module: nn.Module, *shape: int) -> None:
+    program = capture(module.eval(), shape, STEPS, 0, SCHEDULE)
+    x = torch.randn(6, *shape)
+    expected = module(x, torch.zeros(6)).detach().flatten(1)
+    torch.testing.assert_close(reference.net(program, x.flatten(1), 0), expected, rtol=1e-5, atol=2e-6)
+
+
 def test_samples_of_several_axes() -> None:
     class Image(nn.Module):
         def __init__(self) -> None:
@@ -234,8 +253,24 @@ def test_samples_of_several_axes() -> None:
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             return self.layers(x).unflatten(1, (2, 4))
 
-    module = Image().eval()
-    program = capture(module, (2, 4), STEPS, 0, SCHEDULE)
-    x = torch.randn(6, 2, 4)
-    expected = module(x, torch.zeros(6)).detach().flatten(1)
-    torch.testing.assert_close(reference.net(program, x.flatten(1), 0), expected, rtol=1e-5, atol=2e-6)
+    check_image(Image(), 2, 4)
+
+
+def test_norms_and_sums_over_axes_of_a_sample() -> None:
+    class Channels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.group, self.batch = nn.GroupNorm(2, 4), nn.BatchNorm1d(4)
+            self.layer, self.rms = nn.LayerNorm((4, 6)), nn.RMSNorm(6)
+            self.mix = nn.Linear(6, 6)
+            for tensor in (*self.parameters(), self.batch.running_mean, self.batch.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            h = self.batch(self.group(x)) + self.layer(x) + self.rms(x.roll(1, 2))
+            h = h + x.softmax(1) * x.mean((1, 2), keepdim=True) + x.sum(1, keepdim=True)
+            h = self.mix(h) + x.permute(0, 2, 1).sum(2)[:, None] + x.var(dim=2, keepdim=True)
+            return h / (1 + x.norm(dim=1)[:, None]) + torch.einsum("bcl,ml->bcm", x, self.mix.weight)
+
+    torch.manual_seed(0)
+    check_image(Channels(), 4, 6)

@@ -14,9 +14,10 @@ from nets import random_plan, random_program, random_table
 
 from diffusion_fast import _cpu, models, noise, reference, solvers
 from diffusion_fast.capture import capture
-from diffusion_fast.plan import ACTIVATIONS, LinearOp, Plan, TileProgram, build_plan
+from diffusion_fast.plan import Plan, TileProgram, build_plan
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.solvers.table import EVAL, ROW_DTYPE, StepTable
+from diffusion_fast.tile_ops import ACTIVATIONS, LinearOp
 
 ISAS = _cpu.isas()
 FAST_ISAS = ISAS[:-1] or ISAS  # the portable one emulates fma: small sizes only

@@ -14,8 +14,9 @@ from nets import random_plan
 from test_chain import FAST_ISAS, GUARD, ISAS, address, run, same_bits
 
 from diffusion_fast import _cpu, reference
-from diffusion_fast.plan import LinearOp, Plan, TileProgram, build_plan
+from diffusion_fast.plan import Plan, TileProgram, build_plan
 from diffusion_fast.solvers.table import EVAL, ROW_DTYPE, StepTable
+from diffusion_fast.tile_ops import LinearOp
 
 PLANS: dict[str, Plan] = {
     "one vector": random_plan(0, 1, (16, 16), activation="relu"),

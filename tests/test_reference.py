@@ -15,9 +15,10 @@ from torch import Tensor
 from diffusion_fast import noise, reference, solvers
 from diffusion_fast.capture import capture
 from diffusion_fast.models.mlp import MLPDenoiser
-from diffusion_fast.plan import ACTIVATIONS, Plan, TileProgram, build_plan
+from diffusion_fast.plan import Plan, TileProgram, build_plan
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.solvers.table import EVAL, PUSH, StepRow
+from diffusion_fast.tile_ops import ACTIVATIONS
 
 SCHEDULE = NoiseSchedule.linear(n_steps=12, beta_start=0.01, beta_end=0.3)
 
@@ -133,7 +134,7 @@ def activation_by_hand(name: str, v: float, param: float) -> float:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_net_by_hand(name: str) -> None:
     program = random_program(2, 1, (3,), n_classes=2, activation=name)
-    first, last = program.layers
+    first, last = program.ops
     param = ACTIVATION_PARAMS.get(name, 0.0)
     for x in (-3.0, -0.4, 0.0, 0.7, 5.0, 30.0):
         for table, label in ((0, 1), (5, 0)):
@@ -166,12 +167,12 @@ def test_values_need_not_form_a_chain() -> None:
     plan = random_plan(4, widths=(7, 3), branching=True)  # value 4 reads value 1, beside the chain 0, 1, 2, 3
     u = torch.randn(5, 3)
     before = reference.net(plan, u, 0)
-    layers = plan.layers
+    layers = plan.operations
     assert [layer.src for layer in layers] == [0, 1, 2, 1]
     early = replace(plan, out_value=2)
     assert not torch.allclose(reference.net(early, u, 0), before)
     hidden = TileProgram(3, (layers[0], replace(layers[3], dst=2)), 2, 6)
-    side = replace(random_program(1), layers=(layers[0], replace(layers[3], dst=4)), out_value=4)
+    side = replace(random_program(1), ops=(layers[0], replace(layers[3], dst=4)), out_value=4)
     assert torch.equal(reference.net(hidden, u, 0), reference.net(side, u, 0))
 
 

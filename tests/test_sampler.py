@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samplers import N_CLASSES, SCHEDULE, Foreign, T, WithLayerNorm, assert_close_as_torch, make_model
+from samplers import N_CLASSES, SCHEDULE, Foreign, T, WithCumsum, assert_close_as_torch, make_model
 from torch import Tensor, nn
 
 import diffusion_fast as df
@@ -168,12 +168,12 @@ class SmallCNN(nn.Module):
 
 
 class WithClasses(nn.Module):
-    """Normalised, so not for the kernel; y in 0 .. 3, 3 the null class."""
+    """Cumulative sums, so not for the kernel; y in 0 .. 3, 3 the null class."""
 
     def __init__(self) -> None:
         super().__init__()
         self.label = nn.Embedding(4, 2)
-        self.net = WithLayerNorm()
+        self.net = WithCumsum()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return self.net(x + self.label(y), t)
@@ -181,13 +181,13 @@ class WithClasses(nn.Module):
 
 UNFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], dict[str, Any], str]] = {
     "a CNN": (SmallCNN, {"shape": (1, 8, 8)}, {}, "conv2d"),
-    "layer norm": (WithLayerNorm, {"shape": (2,), "clip": 1.0}, {}, "layer_norm"),
-    "classes": (WithClasses, {"shape": 2, "n_classes": 3}, {"labels": 1}, "layer_norm"),
+    "cumsum": (WithCumsum, {"shape": (2,), "clip": 1.0}, {}, "cumsum"),
+    "classes": (WithClasses, {"shape": 2, "n_classes": 3}, {"labels": 1}, "cumsum"),
     "guided": (
         WithClasses,
         {"shape": 2, "n_classes": 3, "guidance_scale": 3.0},
         {"labels": torch.arange(37) % 4},
-        "layer_norm",
+        "cumsum",
     ),
     "too wide": (lambda: make_model(dim=300, hidden=(8,)), {}, {}, "256"),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samplers import N_CLASSES, SCHEDULE, T, WithLayerNorm, make_model
+from samplers import N_CLASSES, SCHEDULE, T, WithCumsum, make_model
 from torch import Tensor
 
 import diffusion_fast as df
@@ -202,7 +202,7 @@ def test_sample_splits_the_options() -> None:
 
 @pytest.mark.parametrize("backend", ["native", "auto", "torch"])
 def test_progress(backend: str, capfd: pytest.CaptureFixture[str]) -> None:
-    model = make_model() if backend != "auto" else WithLayerNorm().eval()
+    model = make_model() if backend != "auto" else WithCumsum().eval()
     sampler = df.Sampler(model, SCHEDULE, backend=backend, shape=3 if backend != "auto" else 2, steps=4)
     quiet = sampler.sample(20_000)
     assert capfd.readouterr().err == ""

@@ -5,18 +5,21 @@
 // them) and RowPath (lanes = outputs, one sample), which is faster when fewer samples are left than fill a
 // vector.
 #pragma once
-#include "linear.h"
+#include "tile_ops.h"
 #include "wide.h"
 
 namespace df::DF_ISA {
 
 using cpu::ChainArgs;
-using cpu::PackedLinear;
 using cpu::ProgramView;
+
+DF_INLINE bool is_joint(const PackedOp& op) {
+    return op.kind == OpKind::kTable && TableFunction(op.function) == TableFunction::kJoint;
+}
 
 // Scratch of one tile with S lanes (tile path) or one sample with padded vectors (row path).
 struct Workspace {
-    float *x, *F_cond, *h[3], *z, *init, *slots[kMaxLinears + 1], *lane_init[kMaxLinears];
+    float *x, *F_cond, *h[3], *z, *init, *slots[kMaxOps + 1], *lane_init[kMaxOps];
 
     // Lays the buffers out from `base`; with base null it only counts. Returns the floats needed.
     int64_t layout(const ProgramView& p, float* base, int S, bool lanes_have_labels) {
@@ -35,19 +38,20 @@ struct Workspace {
         for (int i = 0; i < p.n_slots; ++i)
             slots[i] = take(i > 0 || (p.terms & kTermCin), p.slot_width[i] + (S == 1 ? 4 * W : 0));
         int widest = 0;
-        for (int i = 0; i < p.n_linears; ++i) {
-            const PackedLinear& l = p.linears[i];
-            widest = l.n_out_padded > widest ? l.n_out_padded : widest;
-            lane_init[i] = take(l.class_table && lanes_have_labels && S > 1, l.n_out);
+        for (int i = 0; i < p.n_ops; ++i) {
+            const PackedOp& op = p.ops[i];
+            widest = op.n_out_padded > widest ? op.n_out_padded : widest;
+            const bool per_lane = op.class_table && lanes_have_labels && S > 1;
+            lane_init[i] = take(per_lane && !is_joint(op), op.n_out);
         }
         init = base ? base + used : nullptr;
         return used + widest;
     }
 };
 
-// What of each linear's start value is the same for all lanes: (bias + step table) + class table, added in
+// What of each op's start value is the same for all lanes: (bias + step table) + class table, added in
 // this order. `label` < 0 leaves the class out (lane_init adds it per lane).
-DF_INLINE const float* uniform_init(const PackedLinear& l, uint32_t table, int label, float* scratch) {
+DF_INLINE const float* uniform_init(const PackedOp& l, uint32_t table, int label, float* scratch) {
     const float* step = l.step_table ? l.step_table + int64_t(table) * l.n_out_padded : nullptr;
     const float* classes =
         l.class_table && label >= 0 ? l.class_table + int64_t(label) * l.n_out_padded : nullptr;
@@ -151,24 +155,59 @@ struct TilePath {
     void network(const StepRow& row, const float* u, bool null_class) {
         const bool per_lane = a.labels && !null_class;
         const int label = per_lane ? -1 : null_class ? a.program.n_classes - 1 : a.label;
-        for (int i = 0; i < a.program.n_linears; ++i) {
-            const PackedLinear& l = a.program.linears[i];
-            const float* init = uniform_init(l, row.table, label, w.init);
-            linear_tile<V>(l, init, per_lane ? w.lane_init[i] : nullptr, l.src ? w.slots[l.src] : u,
-                           w.slots[l.dst]);
+        for (int i = 0; i < a.program.n_ops; ++i) {
+            const PackedOp& op = a.program.ops[i];
+            const float* x = op.src ? w.slots[op.src] : u;
+            float* y = w.slots[op.dst];
+            const float* lane_init = per_lane ? w.lane_init[i] : nullptr;
+            if (op.kind == OpKind::kLinear)
+                linear_tile<V>(op, uniform_init(op, row.table, label, w.init),
+                               op.extra ? w.slots[op.extra] : lane_init, x, y);
+            else if (is_joint(op) && per_lane)
+                gather_rows(op, op.class_table + joint_offset(op, row.table), y);
+            else if (op.kind == OpKind::kTable)
+                spread(op, table_init(op, row.table, label), lane_init, y);
+            else
+                other_op<S>(op, x, op.extra ? w.slots[op.extra] : u, y);
         }
     }
 
+    const float* table_init(const PackedOp& op, uint32_t table, int label) {
+        if (!is_joint(op)) return uniform_init(op, table, label, w.init);
+        return op.class_table + joint_offset(op, table) + int64_t(label) * op.n_out_padded;
+    }
+
+    // y[j][lane] = rows[label of lane][j]
+    void gather_rows(const PackedOp& op, const float* rows, float* y) const {
+        for (int j = 0; j < op.n_out; ++j)
+            for (int s = 0; s < S; ++s)
+                y[j * S + s] = rows[int64_t(a.labels[first + (s < count ? s : 0)]) * op.n_out_padded + j];
+    }
+
+    int64_t joint_offset(const PackedOp& op, uint32_t table) const {
+        return int64_t(table) * a.program.n_classes * op.n_out_padded;
+    }
+
+    static void spread(const PackedOp& op, const float* init, const float* lane_init, float* y) {
+        for (int j = 0; j < op.n_out; ++j)
+            for (int v = 0; v < S; v += W) {
+                vf value = splat(init[j]);
+                if (lane_init) value += load(lane_init + j * S + v);
+                store(y + j * S + v, value);
+            }
+    }
+
+    // Guidance scales for the lanes of float i of the state.
+    vf guidance(const StepRow& row, int i) const {
+        if (!a.guidance) return splat(row.guidance);
+        float scale[W];
+        for (int l = 0; l < W; ++l) scale[l] = a.guidance[first + (i % S + l < count ? i % S + l : 0)];
+        return load(scale);
+    }
+
     void gather_lane_init() {  // the class tables' rows of each lane, once per chain
-        for (int i = 0; i < a.program.n_linears; ++i) {
-            const PackedLinear& l = a.program.linears[i];
-            if (!w.lane_init[i]) continue;
-            for (int j = 0; j < l.n_out; ++j)
-                for (int s = 0; s < S; ++s) {
-                    const int32_t label = a.labels[first + (s < count ? s : 0)];
-                    w.lane_init[i][j * S + s] = l.class_table[int64_t(label) * l.n_out_padded + j];
-                }
-        }
+        for (int i = 0; i < a.program.n_ops; ++i)
+            if (w.lane_init[i]) gather_rows(a.program.ops[i], a.program.ops[i].class_table, w.lane_init[i]);
     }
 };
 
@@ -209,17 +248,36 @@ struct RowPath {
 
     void network(const StepRow& row, const float* u, bool null_class) {
         const int label = null_class ? a.program.n_classes - 1 : a.labels ? a.labels[first] : a.label;
-        for (int i = 0; i < a.program.n_linears; ++i) {
-            const PackedLinear& l = a.program.linears[i];
-            linear_row(l, uniform_init(l, row.table, label, w.init), l.src ? w.slots[l.src] : u,
-                       w.slots[l.dst]);
+        for (int i = 0; i < a.program.n_ops; ++i) {
+            const PackedOp& op = a.program.ops[i];
+            const float* x = op.src ? w.slots[op.src] : u;
+            float* y = w.slots[op.dst];
+            const int64_t joint_row = int64_t(row.table) * a.program.n_classes + label;
+            const float* init = is_joint(op) ? op.class_table + joint_row * op.n_out_padded
+                                             : uniform_init(op, row.table, label, w.init);
+            if (op.kind == OpKind::kLinear)
+                linear_row(op, op.extra ? plus(init, w.slots[op.extra], op.n_out_padded) : init, x, y);
+            else if (op.kind == OpKind::kTable)
+                memcpy(y, init, size_t(op.n_out_padded) * sizeof(float));
+            else
+                other_op<1>(op, x, op.extra ? w.slots[op.extra] : u, y);
         }
+    }
+
+    vf guidance(const StepRow& row, int) const {
+        return splat(a.guidance ? a.guidance[first] : row.guidance);
+    }
+
+    const float* plus(const float* init, const float* value, int count) const {
+        for (int i = 0; i < count; i += W) store(w.init + i, load(init + i) + load(value + i));
+        return w.init;
     }
 };
 
 // ---- the algorithm box
 
-// F(u) of one row, or null: with guidance F = F_u + s (F_c - F_u), the null class being the last.
+// F(u) of one row, or null: with guidance F = F_u + s (F_c - F_u), the null class being the last; s = 1,
+// in a row outside of the guided interval, is F_c.
 template <class Path>
 static const float* evaluate(Path& path, const StepRow& row) {
     const ProgramView& p = path.a.program;
@@ -233,11 +291,11 @@ static const float* evaluate(Path& path, const StepRow& row) {
     }
     path.network(row, u, false);
     float* F = w.slots[p.out_slot];
-    if (p.branches == 2) {
+    if (p.branches == 2 && row.guidance != 1.0f) {
         for (int i = 0; i < floats; i += W) store(w.F_cond + i, load(F + i));
         path.network(row, u, true);
         for (int i = 0; i < floats; i += W)
-            store(F + i, fma(splat(row.guidance), load(w.F_cond + i) - load(F + i), load(F + i)));
+            store(F + i, fma(path.guidance(row, i), load(w.F_cond + i) - load(F + i), load(F + i)));
     }
     return F;
 }
@@ -298,10 +356,11 @@ static int64_t chain_scratch_floats(const ProgramView& p, bool lanes_have_labels
 // costs (2-64-64-2, measured).
 static bool rows_are_faster(const ProgramView& p, int count) {
     int64_t row = 0, tile = 0;
-    for (int i = 0; i < p.n_linears; ++i) {
-        const int vectors = p.linears[i].n_out_padded / W;
-        row += int64_t(p.linears[i].n_in) * (vectors / 4 * 4 + vectors % 4 * 4);
-        tile += int64_t(p.linears[i].n_in) * p.linears[i].n_out;
+    for (int i = 0; i < p.n_ops; ++i) {
+        if (p.ops[i].kind != OpKind::kLinear) continue;
+        const int vectors = p.ops[i].n_out_padded / W;
+        row += int64_t(p.ops[i].n_in) * (vectors / 4 * 4 + vectors % 4 * 4);
+        tile += int64_t(p.ops[i].n_in) * p.ops[i].n_out;
     }
     return 5 * count * row < 4 * tile;
 }

@@ -5,9 +5,9 @@
 
 namespace df::DF_ISA {
 
-static void activate_all(Activation act, float param, float* y, int64_t count) {
+static void apply_all(Function function, float param, float* y, int64_t count) {
     for (int64_t i = 0; i < count; i += 1 << 20)
-        activate(act, param, y + i, int(count - i < (1 << 20) ? count - i : 1 << 20));
+        apply(function, param, y + i, y + i, int(count - i < (1 << 20) ? count - i : 1 << 20));
 }
 
 // Hides a value from the optimiser without moving it, so that every fma of a burst is run.
@@ -66,7 +66,7 @@ const Kernels table = {
     df::DF_ISA::chain,
     df::DF_ISA::step,
     df::DF_ISA::noise,
-    df::DF_ISA::activate_all,
+    df::DF_ISA::apply_all,
     df::DF_ISA::fma_burst,
 };
 }  // namespace DF_ISA

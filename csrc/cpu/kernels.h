@@ -9,26 +9,30 @@
 
 namespace df::cpu {
 
-// One linear op, packed for an instruction set.
-struct PackedLinear {
+// One tile op; weights and tables packed for an instruction set.
+struct PackedOp {
+    OpKind kind;
+    uint32_t function;  // a Function, BinaryFunction, NormFunction or ReduceFunction
+    float param;
     int n_in, n_out, n_out_padded;  // padded to whole vectors
-    Activation activation;
-    float act_param;
+    int extra;                      // as in TileOp, but a value's slot
     const float*
         blocks;         // tile path: outputs in blocks of kBlock (the last may be narrower), each [k][block]
     const float* rows;  // few-sample path: [k][n_out_padded]
     const float* bias;  // (n_out_padded), or null
     const float* step_table;   // (n_tables, n_out_padded), or null
     const float* class_table;  // (n_classes, n_out_padded), or null
+    const float* weight;       // kNorm: (n_out_padded), or null
+    const int32_t* index;      // kGather: (n_in)
     int src, dst;  // slots: buffers shared by values whose lifetimes do not meet; 0 is the net's input
 };
 
 // A plan ready to run: pointers into storage owned by Program (program.h).
 struct ProgramView {
     const StepRow* rows;
-    const PackedLinear* linears;
+    const PackedOp* ops;
     const int* slot_width;  // padded widths
-    int n_rows, n_linears, n_slots, out_slot;
+    int n_rows, n_ops, n_slots, out_slot;
     int dim, dim_padded;  // padded to whole vectors and whole quads
     int n_classes, branches;
     uint32_t terms;
@@ -42,6 +46,7 @@ struct ChainArgs {
     float* trajectory;      // (n_rows + 1, n, dim), or null
     const int32_t* labels;  // (n), or null
     int32_t label;          // used where labels is null
+    const float* guidance;  // (n) scales in place of the rows' own, or null
     int64_t n;
     uint64_t start, seed;
     // Called before every step of every tile; false stops the chain.
@@ -88,7 +93,7 @@ struct Kernels {
     // Elements [quad_begin, quad_end) of the step, in quads of four elements of one sample.
     void (*step)(const StepArgs&, int64_t quad_begin, int64_t quad_end);
     void (*noise)(const NoiseArgs&, int64_t quad_begin, int64_t quad_end);
-    void (*activate)(Activation, float param, float* y, int64_t count);  // count: a multiple of lanes
+    void (*apply)(Function, float param, float* y, int64_t count);  // count: a multiple of lanes
     // Runs fused multiply-adds on registers only; returns how many it ran.
     double (*fma_burst)(int64_t iterations, int chains);
 };

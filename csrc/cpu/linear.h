@@ -4,7 +4,7 @@
 // time; with R = 8, V = 3 that is 24 chains in flight, 11 loads for 24 fma. Each output is one fma chain,
 // init first, k ascending; beyond kChain inputs each further kChain are a chain from 0, added to what stands.
 #pragma once
-#include "activations.h"
+#include "functions.h"
 #include "kernels.h"
 
 namespace df::DF_ISA {
@@ -61,23 +61,23 @@ DF_INLINE void linear_block(int n_in, const float* __restrict w, const float* __
 }
 
 template <int R, int V>
-static __attribute__((noinline)) void linear_blocks(const cpu::PackedLinear& l, int first, int last,
+static __attribute__((noinline)) void linear_blocks(const cpu::PackedOp& l, int first, int last,
                                                     const float* w, const float* init, const float* lane_init,
                                                     const float* x, float* y) {
     constexpr int S = V * W;
-    const bool relu = l.activation == Activation::kRelu;
-    const bool plain = relu || l.activation == Activation::kIdentity;
+    const bool relu = Function(l.function) == Function::kRelu;
+    const bool plain = relu || Function(l.function) == Function::kIdentity;
     for (int j = first; j < last; j += R, w += R * l.n_in) {
         if (lane_init)
             linear_block<R, V>(l.n_in, w, init + j, lane_init + j * S, x, y + j * S, relu);
         else
             linear_block<R, V>(l.n_in, w, init + j, nullptr, x, y + j * S, relu);
-        if (!plain) activate(l.activation, l.act_param, y + j * S, R * S);
+        if (!plain) apply(Function(l.function), l.param, y + j * S, y + j * S, R * S);
     }
 }
 
 template <int V>
-static void linear_tile(const cpu::PackedLinear& l, const float* init, const float* lane_init, const float* x,
+static void linear_tile(const cpu::PackedOp& l, const float* init, const float* lane_init, const float* x,
                         float* y) {
     const int whole = l.n_out / kBlock * kBlock;
     const float* tail = l.blocks + int64_t(whole) * l.n_in;
@@ -122,7 +122,7 @@ DF_INLINE void linear_row_block(int n_in, int stride, const float* __restrict w,
     }
 }
 
-static void linear_row(const cpu::PackedLinear& l, const float* init, const float* x, float* y) {
+static void linear_row(const cpu::PackedOp& l, const float* init, const float* x, float* y) {
     const int vectors = l.n_out_padded / W;
     int v = 0;
     for (; v + 8 <= vectors; v += 8)
@@ -131,7 +131,7 @@ static void linear_row(const cpu::PackedLinear& l, const float* init, const floa
         linear_row_block<4>(l.n_in, l.n_out_padded, l.rows + v * W, init + v * W, x, y + v * W);
     for (; v < vectors; ++v)
         linear_row_block<1>(l.n_in, l.n_out_padded, l.rows + v * W, init + v * W, x, y + v * W);
-    activate(l.activation, l.act_param, y, l.n_out_padded);
+    apply(Function(l.function), l.param, y, y, l.n_out_padded);
 }
 
 }  // namespace df::DF_ISA

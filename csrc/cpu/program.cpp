@@ -5,6 +5,11 @@
 namespace df::cpu {
 namespace {
 
+// Whether `extra` names a value.
+bool reads_extra(const TileOp& op) {
+    return OpKind(op.kind) == OpKind::kBinary || (OpKind(op.kind) == OpKind::kLinear && op.extra);
+}
+
 // Widths are padded to 16, whole vectors on every instruction set and whole quads of the noise.
 int padded(uint32_t width) { return int((width + 15) / 16 * 16); }
 
@@ -14,24 +19,42 @@ Program::Program(const Plan& plan, const Kernels& kernels)
     : kernels_(kernels), rows_(plan.rows), header_(plan.header) {
     assign_slots(plan);
     for (const TileOp& op : plan.ops) {
-        PackedLinear l{};
-        l.n_in = int(op.n_in);
-        l.n_out = int(op.n_out);
-        l.n_out_padded = padded(op.n_out);
-        l.activation = Activation(op.activation);
-        l.act_param = op.act_param;
-        l.blocks = pack_blocks(plan.blob.data() + op.weight, l.n_out, l.n_in);
-        l.rows = pack_rows(plan.blob.data() + op.weight, l.n_out, l.n_in, l.n_out_padded);
-        l.bias = pack_table(plan, op.bias, 1, l.n_out, l.n_out_padded, false);
-        l.step_table = pack_table(plan, op.step_table, header_.n_tables, l.n_out, l.n_out_padded, !l.bias);
-        const bool alone = !l.bias && !l.step_table;
-        l.class_table = pack_table(plan, op.class_table, header_.n_classes, l.n_out, l.n_out_padded, alone);
-        l.src = slot_of_value_[op.src];
-        l.dst = slot_of_value_[op.dst];
-        linears_.push_back(l);
-        work_per_step_ += int64_t(l.n_in) * l.n_out;
+        PackedOp packed = pack(plan, op);
+        packed.src = slot_of_value_[op.src];
+        packed.dst = slot_of_value_[op.dst];
+        packed.extra = reads_extra(op) ? slot_of_value_[op.extra] : int(op.extra);
+        ops_.push_back(packed);
+        work_per_step_ += packed.n_out * int64_t(packed.kind == OpKind::kLinear ? packed.n_in : 8);
     }
     work_per_step_ *= header_.branches;
+}
+
+PackedOp Program::pack(const Plan& plan, const TileOp& op) {
+    PackedOp p{};
+    p.kind = OpKind(op.kind);
+    p.function = op.function;
+    p.param = op.param;
+    p.n_in = int(op.n_in);
+    p.n_out = int(op.n_out);
+    p.n_out_padded = padded(op.n_out);
+    const float* weight = plan.blob.data() + op.weight;
+    if (p.kind == OpKind::kLinear) {
+        p.blocks = pack_blocks(weight, p.n_out, p.n_in);
+        p.rows = pack_rows(weight, p.n_out, p.n_in, p.n_out_padded);
+    } else if (p.kind == OpKind::kNorm) {
+        p.weight = pack_table(plan, op.weight, 1, p.n_out, p.n_out_padded, false);
+    } else if (p.kind == OpKind::kGather) {
+        auto* index = reinterpret_cast<int32_t*>(allocate(p.n_in));
+        for (int j = 0; j < p.n_in; ++j) index[j] = int32_t(weight[j]);
+        p.index = index;
+    }
+    p.bias = pack_table(plan, op.bias, 1, p.n_out, p.n_out_padded, false);
+    p.step_table = pack_table(plan, op.step_table, header_.n_tables, p.n_out, p.n_out_padded, !p.bias);
+    const bool alone = !p.bias && !p.step_table;
+    const bool joint = p.kind == OpKind::kTable && TableFunction(op.function) == TableFunction::kJoint;
+    const int64_t rows = int64_t(header_.n_classes) * (joint ? header_.n_tables : 1);
+    p.class_table = pack_table(plan, op.class_table, rows, p.n_out, p.n_out_padded, alone);
+    return p;
 }
 
 float* Program::allocate(int64_t floats) {
@@ -71,25 +94,30 @@ const float* Program::pack_table(const Plan& plan, int64_t offset, int64_t count
     return packed;
 }
 
-// Linear scan: a value takes the first slot that is free when it is written; slot 0 is the net's input, the
-// output value's slot is never handed on. An op never writes the slot it reads.
+// Linear scan: a value takes the first slot that is free when it is first written; slot 0 is the net's input,
+// the output value's slot is never handed on. An op never writes a slot it reads.
 void Program::assign_slots(const Plan& plan) {
     const size_t n = plan.widths.size();
-    std::vector<size_t> last_read(n, 0);
-    for (size_t i = 0; i < plan.ops.size(); ++i) last_read[plan.ops[i].src] = i;
-    last_read[header_.out_value] = plan.ops.size();
+    std::vector<size_t> last_use(n, 0);
+    for (size_t i = 0; i < plan.ops.size(); ++i) {
+        const TileOp& op = plan.ops[i];
+        last_use[op.src] = last_use[op.dst] = i;
+        if (reads_extra(op)) last_use[op.extra] = i;
+    }
+    last_use[header_.out_value] = plan.ops.size();
     slot_of_value_.assign(n, 0);
     slot_width_.assign(1, padded(header_.dim));
     std::vector<size_t> busy_until(1, plan.ops.size());
     for (size_t i = 0; i < plan.ops.size(); ++i) {
         const uint32_t value = plan.ops[i].dst;
+        if (slot_of_value_[value]) continue;  // another part of it was written before
         size_t slot = 1;
         while (slot < busy_until.size() && busy_until[slot] >= i) ++slot;
         if (slot == busy_until.size()) {
             busy_until.push_back(0);
             slot_width_.push_back(0);
         }
-        busy_until[slot] = std::max(last_read[value], i);
+        busy_until[slot] = last_use[value];
         slot_width_[slot] = std::max(slot_width_[slot], padded(plan.widths[value]));
         slot_of_value_[value] = int(slot);
     }
@@ -98,10 +126,10 @@ void Program::assign_slots(const Plan& plan) {
 ProgramView Program::view() const {
     ProgramView v{};
     v.rows = rows_.data();
-    v.linears = linears_.data();
+    v.ops = ops_.data();
     v.slot_width = slot_width_.data();
     v.n_rows = int(rows_.size());
-    v.n_linears = int(linears_.size());
+    v.n_ops = int(ops_.size());
     v.n_slots = int(slot_width_.size());
     v.out_slot = slot_of_value_[header_.out_value];
     v.dim = int(header_.dim);

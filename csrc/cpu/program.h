@@ -18,6 +18,7 @@ class Program {
     int64_t work_per_step() const { return work_per_step_; }
 
   private:
+    PackedOp pack(const Plan& plan, const TileOp& op);
     const float* pack_blocks(const float* weight, int n_out, int n_in);
     const float* pack_rows(const float* weight, int n_out, int n_in, int padded);
     const float* pack_table(const Plan& plan, int64_t offset, int64_t count, int width, int padded,
@@ -27,7 +28,7 @@ class Program {
 
     const Kernels& kernels_;
     std::vector<StepRow> rows_;
-    std::vector<PackedLinear> linears_;
+    std::vector<PackedOp> ops_;
     std::vector<int> slot_of_value_, slot_width_;
     std::vector<std::unique_ptr<float[]>> storage_;
     PlanHeader header_;

@@ -11,11 +11,16 @@ from torch import fx
 
 # How a layer's activation is called in the graph, without the underscore of the in-place form.
 SIMPLE_ACTIVATIONS = {"relu", "tanh", "sigmoid", "silu", "mish"}
-# These return their first operand, or a view of it in the same order.
-KEEPS = {"to", "_to_copy", "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "type_as"}
-RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"}
+# These return a view of their first operand where they can, else a copy.
+VIEW_OR_COPY = {"to", "contiguous", "reshape", "reshape_as", "flatten", "type_as"}
+# These only put elements elsewhere, so they are followed by running them on the elements' indices.
+MOVES = VIEW_OR_COPY | {
+    *("_to_copy", "clone", "lift_fresh_copy", "_unsafe_view", "cat", "concat", "concatenate", "stack"),
+    *("flip", "fliplr", "flipud", "roll", "rot90", "repeat", "tile", "index_select", "index", "gather"),
+    *("where", "hstack", "column_stack", "repeat_interleave", "take_along_dim", "dropout"),
+    *("feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
+}
 DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
-CONCATENATIONS = {"cat", "concat", "concatenate"}
 # Which operands are asked only for their shape and dtype (all of them for sym_*): no dependence on data.
 METADATA_OPERANDS = {
     **{f"{name}_like": (0,) for name in ("zeros", "ones", "full", "empty")},
@@ -23,6 +28,9 @@ METADATA_OPERANDS = {
     **{name: (1,) for name in ("expand_as", "view_as", "reshape_as", "type_as")},
     **{f"sym_{name}": (0,) for name in ("size", "stride", "numel", "storage_offset")},
 }
+
+MIXES = "it mixes the samples of a batch, or moves the batch from the first axis"
+NO_KERNEL = "no fused kernel has this operation on values that depend on x"
 
 
 class CaptureError(ValueError):
@@ -33,8 +41,8 @@ class CaptureError(ValueError):
         place = f" (operation {op})" if op else ""
         place += f" at {where}" if where else ""
         super().__init__(
-            f"model: {reason}{place}; accepted by backend='native': linear layers, activations and "
-            "concatenation over x, embeddings of t and y. Use backend='auto' or 'torch' for this model"
+            f"model: {reason}{place}; accepted by backend='native': linear layers, element-wise functions, "
+            "norms, slices and concatenations of features. Use backend='auto' or 'torch' for this model"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -64,6 +72,8 @@ def argument(node: fx.Node, name: str, default: Any) -> Any:
     if name in node.kwargs:
         return node.kwargs[name]
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    if name not in names:
+        return default
     position = names.index(name)
     return node.args[position] if position < len(node.args) else default
 

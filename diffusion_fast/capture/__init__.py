@@ -1,7 +1,7 @@
 """From a torch module to the program of one network evaluation that the fused kernels run.
 
-`capture` traces the module with torch.export, lets torch compute once whatever depends on the timestep or
-the class alone, and keeps the layers that depend on x. Each capture is checked against the module itself:
+`capture` traces the module with torch.export, lets torch compute once whatever depends on the timestep and
+the class alone, and keeps the operations that depend on x. Each capture is checked against the module itself:
 other batch sizes, rows in another order, mixed timesteps, a second call. What cannot be captured raises
 CaptureError with the operation, the reason and the module's own line.
 """
@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import traceback
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_fast import _checks, reference
-from diffusion_fast._graph import CaptureError
-from diffusion_fast._lowering import Lowering, World
+from diffusion_fast.capture.graph import CaptureError
+from diffusion_fast.capture.lowering import Lowering
+from diffusion_fast.capture.program import Program
+from diffusion_fast.capture.worlds import Worlds
 from diffusion_fast.plan import MAX_CLASSES, MAX_DIM, MAX_TABLES, TileProgram
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
@@ -161,6 +165,8 @@ def verify(module: nn.Module, program: TileProgram, shape: Sequence[int], times:
         expected = reference.net(program, x.flatten(1), table, labels)
         first, again = (_call(module, x, table, labels, times, program.n_classes) for _ in range(2))
         moved = _call(module, x[order], table[order], labels[order], times, program.n_classes)
+        if not bool(torch.isfinite(first).all()):
+            raise CaptureError("it returns NaN or infinity for normally distributed x")
         if not _close(again, first):
             raise CaptureError(
                 "a second call with the same arguments gives another result: it has a state of its own"
@@ -207,37 +213,28 @@ def _lower(
         : 3 if n_classes else 2
     ]
     exported = _export(module, example)
-    dim = math.prod(shape)
-    steps = World(max(2, len(times)), len(times))
-    classes = World(max(2, n_classes), n_classes) if n_classes else None
-    lowering = Lowering(dim, steps, classes)
+    worlds = Worlds(times, n_classes)
+    lowering = Lowering(math.prod(shape), worlds)
     held = {**exported.state_dict, **exported.constants}
     inputs = iter(["x", "t", "y"])
     for node, spec in zip(exported.graph.nodes, exported.graph_signature.input_specs, strict=False):
         if spec.target is not None:
             lowering.placeholder(node, f"the module's {spec.target}", "", held[spec.target])
-            continue
-        kind = next(inputs)
-        lowering.placeholder(node, f"its argument {kind}", kind, None)
-        if kind == "t":
-            steps.values[node] = _padded(times)
-        if kind == "y" and classes is not None:
-            classes.values[node] = _padded(torch.arange(n_classes, device=device))
+        else:
+            kind = next(inputs)
+            lowering.placeholder(node, f"its argument {kind}", kind, None)
     for node in exported.graph.nodes:
         if node.op == "call_function":
             lowering.call(node)
         elif node.op == "output":
-            out_value = lowering.finish(node.args[0][0])
+            program = Program(lowering.output(node.args[0][0]), lowering.dim)
         elif node.op != "placeholder":
             raise CaptureError(
                 "the traced module holds a part that cannot be followed", f"{node.op} {node.target}"
             )
-    return TileProgram(dim, tuple(lowering.ops), out_value, len(times), n_classes, tuple(lowering.explain))
-
-
-def _padded(values: Tensor) -> Tensor:
-    """At least two rows, for the graph was traced with two."""
-    return values if len(values) > 1 else values.repeat(2)
+    once = f"{worlds.evaluated} operations that do not read x: run once, for all steps together"
+    explain = (once, *program.explain)
+    return TileProgram(lowering.dim, tuple(program.ops), program.out_value, len(times), n_classes, explain)
 
 
 def _export(module: nn.Module, example: list[Tensor]) -> torch.export.ExportedProgram:
@@ -249,9 +246,8 @@ def _export(module: nn.Module, example: list[Tensor]) -> torch.export.ExportedPr
         out = module(*example)
     except Exception as error:
         shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in example)
-        raise CaptureError(
-            f"it raised {type(error).__name__} when called with ({shapes}): {error}"
-        ) from error
+        reason = f"it raised {type(error).__name__} when called with ({shapes}): {error}"
+        raise CaptureError(reason, where=_raised_at(error)) from error
     if not isinstance(out, Tensor) or out.shape != example[0].shape:
         raise CaptureError(f"it returned {_checks.describe(out)} for x of shape {tuple(example[0].shape)}")
     batch = torch.export.Dim("batch")
@@ -266,7 +262,18 @@ def _export(module: nn.Module, example: list[Tensor]) -> torch.export.ExportedPr
         line = str(error).strip().partition("\n")[0]
         if line.startswith("Constraints violated"):
             line = "it fixes the batch size, by len(x) in place of x.shape[0] or by a branch on it"
-        raise CaptureError(f"torch.export cannot trace it: {line}") from error
+        if "data-dependent" in line:
+            line = "it decides by the values of x, t or y (an if, while, bool() or int() of a tensor)"
+        raise CaptureError(f"torch.export cannot trace it: {line}", where=_raised_at(error)) from error
+
+
+def _raised_at(error: BaseException) -> str:
+    """The innermost line outside of torch and of this module that an error came through."""
+    library = str(Path(torch.__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((library, __file__, "<")):
+            return f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}"
+    return ""
 
 
 def _call(
@@ -278,7 +285,8 @@ def _call(
     try:
         return module(*args).flatten(1).cpu()
     except Exception as error:
-        raise CaptureError(f"it raised {type(error).__name__} for a batch of {len(x)}: {error}") from error
+        reason = f"it raised {type(error).__name__} for a batch of {len(x)}: {error}"
+        raise CaptureError(reason, where=_raised_at(error)) from error
 
 
 def _close(value: Tensor, expected: Tensor) -> bool:
