@@ -296,7 +296,7 @@ def _check_ops(plan: Plan) -> None:
 
 def _check_op(plan: Plan, at: str, op: dict[str, Any], widths: list[int], filled: list[int]) -> None:
     kind, src, dst, n_in, n_out, extra = (op[k] for k in ("kind", "src", "dst", "n_in", "n_out", "extra"))
-    _require(kind in FUNCTION_NAMES, at + "kind", kind, f"1 to {len(FUNCTION_NAMES)}")
+    _require(kind in FUNCTION_NAMES, at + "kind", kind, f"1 (linear) to {len(FUNCTION_NAMES)} (gather)")
     names = FUNCTION_NAMES[kind]
     _require(op["function"] < len(names), at + "function", op["function"], f"0 to {len(names) - 1}")
     _require(np.isfinite(op["param"]), at + "param", op["param"], "a finite number")

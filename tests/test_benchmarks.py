@@ -284,7 +284,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: measure_shape([2, 8.0, 2]), "widths[1]: got 8.0"),  # type: ignore[list-item]
     (lambda: measure_shape([2, 4096, 2]), "widths[1]: got 4096"),
     (lambda: measure_shape([300, 8, 300]), "those two at most 256"),
-    (lambda: measure_shape([2] * 18), "3 to 17 integers"),
+    (lambda: measure_shape([2] * 258), "3 to 257 integers"),
     (lambda: measure_shape([2, 8, 2], "rleu"), "did you mean 'relu'?"),
     (lambda: measure_shape([2, 8, 2], steps=0), "steps: got 0"),
     (lambda: measure_shape([2, 8, 2], steps=10_001), "an integer from 1 to 10000"),
