@@ -12,11 +12,12 @@ from scipy.stats import norm
 from torch import Tensor
 
 from diffusion_fast import reference
-from diffusion_fast.plan import LinearOp, TileProgram, build_plan
+from diffusion_fast.plan import TileProgram, build_plan
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 from diffusion_fast.solvers import StepTable
 from diffusion_fast.solvers.spacing import sigma_of_time
+from diffusion_fast.tile_ops import LinearOp
 
 Array = Any
 
