@@ -111,7 +111,7 @@ void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, uintptr_
                   uintptr_t noise, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
                   int threads) {
     StepArgs a{};
-    require(PyBytes_GET_SIZE(row.ptr()) == sizeof(StepRow), "row: not 64 bytes");
+    require(PyBytes_GET_SIZE(row.ptr()) == sizeof(StepRow), "row: not 80 bytes");
     std::memcpy(&a.row, PyBytes_AS_STRING(row.ptr()), sizeof(StepRow));
     check_range(n, dim, start);
     require(dtype <= uint32_t(Dtype::kFloat16), "dtype: unknown");

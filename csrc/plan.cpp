@@ -32,7 +32,7 @@ struct Reader {
 
 void check_header(const PlanHeader& h) {
     require(std::memcmp(h.magic, "DFPLAN\r\n", 8) == 0, "magic is not DFPLAN");
-    require(h.version == kPlanVersion, "version is not 2");
+    require(h.version == kPlanVersion, "version is not 3");
     require(h.dim >= 1 && h.dim <= kMaxDim, "dim is not in 1..256");
     require(h.n_rows >= 1 && h.n_rows <= kMaxRows, "n_rows is not in 1..2^20");
     require(h.n_ops >= 1 && h.n_ops <= kMaxOps, "n_ops is not in 1..256");
@@ -67,9 +67,13 @@ uint32_t terms_of(const StepRow& r) {
 void check_rows(const Plan& p) {
     uint32_t terms = 0;
     for (const StepRow& r : p.rows) {
-        const float coefficients[] = {r.c_in, r.p_x, r.p_F, r.a, r.b, r.e, r.c1, r.c2, r.c3, r.s, r.guidance};
+        const float coefficients[] = {r.c_in, r.p_x, r.p_F, r.a,        r.b,      r.e,    r.c1,
+                                      r.c2,   r.c3,  r.s,   r.guidance, r.signal, r.noise};
         for (float c : coefficients) require(std::isfinite(c), "a row coefficient is not finite");
         require(r.clip > 0.0f, "a row's clip is not positive");  // NaN fails too
+        require(r.rescale >= 0.0f && r.rescale <= 1.0f, "a row's rescale is not in 0..1");
+        require(r.quantile >= 0.0f && r.quantile <= 1.0f, "a row's quantile is not in 0..1");
+        require(r.quantile == 0.0f || r.clip >= 1.0f, "a row with a quantile has a clip below 1");
         require(r.table < p.header.n_tables, "a row's table is not below n_tables");
         require((r.flags & ~uint32_t(kEval | kPush)) == 0, "a row has unknown flags");
         require((r.flags & kEval) || (r.p_F == 0.0f && r.e == 0.0f), "a row without eval uses F");

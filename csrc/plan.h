@@ -9,7 +9,7 @@
 
 namespace df {
 
-constexpr uint32_t kPlanVersion = 2, kMaxDim = 256, kMaxWidth = 2048, kMaxOps = 256, kMaxRows = 1u << 20,
+constexpr uint32_t kPlanVersion = 3, kMaxDim = 256, kMaxWidth = 2048, kMaxOps = 256, kMaxRows = 1u << 20,
                    kMaxTables = 1u << 20;
 
 struct PlanHeader {
@@ -27,7 +27,11 @@ enum RowFlags : uint32_t { kEval = 1, kPush = 2 };
 struct StepRow {
     float c_in, p_x, p_F, clip, a, b, e, c1, c2, c3, s;
     uint32_t table, flags;
-    float guidance;
+    float guidance;  // s of F = u + s (c - u), where the plan has two branches
+    float rescale;   // phi: F <- (phi std(c) / std(F) + 1 - phi) F over one sample; 0 for none
+    float
+        quantile;  // m <- clamp(m, -q, q) / q, q the quantile of |m| over one sample in [1, clip]; 0 for none
+    float signal, noise;  // x = signal x0 + noise z where the row evaluates, for fixed coordinates
     uint32_t reserved[2];
 };
 
@@ -105,7 +109,7 @@ struct TileOp {
     int64_t weight, bias, step_table, class_table;
 };
 
-static_assert(sizeof(PlanHeader) == 64 && sizeof(StepRow) == 64 && sizeof(TileOp) == 64, "wire layout");
+static_assert(sizeof(PlanHeader) == 64 && sizeof(StepRow) == 80 && sizeof(TileOp) == 64, "wire layout");
 
 struct Plan {
     PlanHeader header;

@@ -4,7 +4,7 @@ A Plan holds the rows of a solver's table, the layers of the captured network (t
 array of float32 numbers with all weights and tables. Its bytes are what crosses into the kernels; both
 sides validate them. Layout (little endian), the same as csrc/plan.h:
 
-    header, 64 bytes | rows, 64 each | value widths, u32, padded to 64 bytes | ops, 64 each | float32 blob
+    header, 64 bytes | rows, 80 each | value widths, u32, padded to 64 bytes | ops, 64 each | float32 blob
 
 Value 0 is the network's input u = c_in x. Every op reads a value written before it and writes a new one.
 """
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_fast import _checks
-from diffusion_fast.solvers.table import COEFFICIENTS, EVAL, PUSH, ROW_DTYPE, TERM_BITS, StepTable
+from diffusion_fast.solvers.table import COEFFICIENTS, EVAL, EXTRAS, PUSH, ROW_DTYPE, TERM_BITS, StepTable
 from diffusion_fast.tile_ops import (
     ARRAYS,
     FUNCTION_NAMES,
@@ -42,7 +42,7 @@ from diffusion_fast.tile_ops import (
 )
 
 MAGIC = b"DFPLAN\r\n"
-VERSION = 2
+VERSION = 3
 # magic, version, dim, n_rows, n_ops, n_tables, n_classes, n_values, out_value, terms, branches, n_floats,
 # reserved x 2
 HEADER = struct.Struct("<8s10IQ2I")
@@ -252,8 +252,12 @@ def _check_column(rows: Array, field: str, good: Array, accepted: str) -> None:
 
 
 def _check_rows(rows: Array, n_tables: int) -> None:
-    for name in (*(name for name in COEFFICIENTS if name != "clip"), "guidance"):
+    for name in (*(name for name in COEFFICIENTS if name != "clip"), *EXTRAS):
         _check_column(rows, name, np.isfinite(rows[name]), "a finite number")
+    for name in ("rescale", "quantile"):
+        _check_column(rows, name, (rows[name] >= 0) & (rows[name] <= 1), "a number from 0 to 1")
+    thresholds = (rows["quantile"] == 0) | (rows["clip"] >= 1)
+    _check_column(rows, "clip", thresholds, "1 or more beside a quantile")
     _check_column(rows, "clip", rows["clip"] > 0, "a positive number, or +inf for no clamp")  # NaN fails too
     _check_column(rows, "table", rows["table"] < n_tables, f"0 to {n_tables - 1}")
     _check_column(

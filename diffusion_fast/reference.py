@@ -90,7 +90,7 @@ def run(
         z = None
         if row["s"] != 0:
             z = (_normal(n, plan.dim, seed, i, "step", start) if noise is None else noise[i]).to(dtype)
-        coefficients = {name: float(row[name]) for name in COEFFICIENTS}
+        coefficients = {name: float(row[name]) for name in (*COEFFICIENTS, "quantile")}
         x, m = _advance(x, model_output, z, history, coefficients, plan.terms)
         if row["flags"] & PUSH:
             history = [m, *history[:2]]
@@ -185,7 +185,7 @@ def reverse_step_ref(
     needed = max((k for k in (1, 2, 3) if row.terms & TERM_BITS[f"c{k}"]), default=0)
     if not needed <= len(history) <= 3:
         raise _checks.bad_value("history", f"{len(history)} tensors", f"{needed} to 3 tensors of x's shape")
-    coefficients: dict[str, Any] = {name: getattr(row, name) for name in COEFFICIENTS}
+    coefficients: dict[str, Any] = {name: getattr(row, name) for name in (*COEFFICIENTS, "quantile")}
     z = None
     if row.s != 0:
         if noise is not None:
@@ -199,9 +199,7 @@ def reverse_step_ref(
             coefficients["s"] = torch.exp(log_variance.to(work) / 2)
     predicted = torch.zeros_like(x, dtype=work) if model_output is None else model_output.to(work)
     if uncond_output is not None and guidance_scale is not None:
-        base = uncond_output.to(work)
-        scale = torch.as_tensor(guidance_scale, dtype=work)
-        predicted = base + scale.reshape(scale.shape + (1,) * (x.ndim - scale.ndim)) * (predicted - base)
+        predicted = guided(predicted, uncond_output.to(work), guidance_scale, row.rescale)
     past = [h.to(work, copy=True) for h in history]  # for history is about to be written
     x_next, m = _advance(x.to(work), predicted, z, past, coefficients, row.terms)
     if row.push:
@@ -220,6 +218,7 @@ def _advance(
 ) -> tuple[Tensor, Tensor]:
     """m = clamp(p_x x + p_F F);  x <- a x + b m + e F + c1 h1 + c2 h2 + c3 h3 + s z.  Returns (x, m).
 
+    row: the coefficients, and quantile for dynamic thresholding in place of the clamp.
     The sum runs in this order and leaves out the terms that are zero in the whole table, as the kernels do.
     """
     m = torch.zeros_like(x)
@@ -227,7 +226,9 @@ def _advance(
         m = row["p_x"] * x
     if terms & TERM_BITS["p_F"]:
         m = m + row["p_F"] * model_output
-    if terms & TERM_BITS["clip"]:
+    if row["quantile"]:
+        m = thresholded(m, row["quantile"], row["clip"])
+    elif terms & TERM_BITS["clip"]:
         m = m.clamp(-row["clip"], row["clip"])
     operands = {"a": x, "b": m, "e": model_output, **{f"c{k}": h for k, h in enumerate(history, start=1)}}
     total = torch.zeros_like(x)
@@ -239,17 +240,40 @@ def _advance(
     return total, m
 
 
-def _guided(plan: Plan, row: Any, u: Tensor, labels: Tensor | None, guidance: Tensor | None) -> Tensor:
-    """F, or with two branches F_u + s (F_c - F_u) (Ho & Salimans 2022, with s = 1 + w).
+def guided(conditional: Tensor, unconditional: Tensor, scale: float | Tensor, rescale: float = 0.0) -> Tensor:
+    """F = u + s (c - u) (Ho & Salimans 2022, with s = 1 + w), times rescale std(c) / std(F) + 1 - rescale.
 
-    A row with s = 1 is outside of the guided interval. guidance (n,): each sample's own s.
+    scale: a number or (n,). rescale: phi of Lin et al. 2024, section 3.4; deviations over each sample.
+    """
+    s = torch.as_tensor(scale, dtype=unconditional.dtype)
+    column = s.reshape(s.shape + (1,) * (unconditional.ndim - s.ndim)) if s.ndim else s
+    F = unconditional + column * (conditional - unconditional)
+    if not rescale:
+        return F
+    axes = tuple(range(1, F.ndim))
+    ratio = conditional.std(axes, unbiased=False, keepdim=True) / F.std(axes, unbiased=False, keepdim=True)
+    return (rescale * ratio + (1 - rescale)) * F
+
+
+def thresholded(x0: Tensor, ratio: float, most: float) -> Tensor:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): x0 (n, *shape) clamped to [-q, q] and divided
+    by q, the quantile of |x0| over each sample, limited to [1, most]."""
+    q = x0.abs().flatten(1).quantile(ratio, dim=1).clamp(1, most)
+    q = q.reshape(-1, *(1,) * (x0.ndim - 1))
+    return x0.clamp(-q, q) / q
+
+
+def _guided(plan: Plan, row: Any, u: Tensor, labels: Tensor | None, guidance: Tensor | None) -> Tensor:
+    """F of one branch, or the guided F of two; a row with s = 1 is outside of the guided interval.
+
+    guidance: (n,), each sample's own s.
     """
     conditional = net(plan, u, int(row["table"]), labels)
     if plan.branches == 1 or row["guidance"] == 1:
         return conditional
     unconditional = net(plan, u, int(row["table"]), plan.n_classes - 1)
-    scale = float(row["guidance"]) if guidance is None else guidance.to(u.dtype)[:, None]
-    return unconditional + scale * (conditional - unconditional)
+    scale = float(row["guidance"]) if guidance is None else guidance
+    return guided(conditional, unconditional, scale, float(row["rescale"]))
 
 
 def _class_indices(plan: Plan, n: int, labels: Tensor | int | None) -> Tensor | None:

@@ -51,7 +51,7 @@ def uncond_without_evaluation(b: Bench) -> Any:
 
 
 PLAN_ROWS = 64
-PLAN_OPS = PLAN_ROWS + 64 * T + 64
+PLAN_OPS = PLAN_ROWS + 80 * T + 64
 PLAN_BLOB = PLAN_OPS + 2 * 64
 
 # fmt: off
@@ -332,7 +332,7 @@ CASES = [
          V, r"\d+ bytes", r"\d+ bytes", "plan"),
     Case("Plan magic", "another", lambda b: b.patched(0, "8s", b"DFPLAN\n\n"),
          V, r"DFPLAN\\n", r"DFPLAN\\r", r"plan\.magic"),
-    Case("Plan version", "1", lambda b: b.patched(8, "I", 1), V, "1", "2", r"plan\.version"),
+    Case("Plan version", "1", lambda b: b.patched(8, "I", 1), V, "1", "3", r"plan\.version"),
     Case("Plan dim", "257", lambda b: b.patched(12, "I", 257), V, "257", "1 to 256", r"plan\.dim"),
     Case("Plan n_rows", "2^32 - 1", lambda b: b.patched(16, "I", 2**32 - 1),
          V, "bytes", "n_rows = 4294967295", "plan"),
@@ -341,7 +341,7 @@ CASES = [
     Case("Plan n_tables", "2^32 - 1", lambda b: b.patched(24, "I", 2**32 - 1),
          V, "4294967295", "1048576", r"plan\.n_tables"),
     Case("Plan branches", "3", lambda b: b.patched(44, "I", 3), V, "3", "1 to 2", r"plan\.branches"),
-    Case("Plan rows", "NaN", lambda b: b.patched(PLAN_ROWS + 64 + 16, "f", NAN),
+    Case("Plan rows", "NaN", lambda b: b.patched(PLAN_ROWS + 80 + 16, "f", NAN),
          V, "nan", "finite", r"plan\.rows\[1\]\.a"),
     Case("Plan rows", "table out of range", lambda b: b.patched(PLAN_ROWS + 44, "I", T),
          V, "10", "0 to 9", r"plan\.rows\[0\]\.table"),

@@ -24,7 +24,7 @@ from diffusion_fast.tile_ops import FUNCTIONS, OP_DTYPE
 
 N_ROWS, N_OPS, N_CLASSES = 6, 4, 3
 ROWS = 64
-WIDTHS = ROWS + 64 * N_ROWS
+WIDTHS = ROWS + 80 * N_ROWS
 OPS = WIDTHS + 64
 BLOB = OPS + 64 * N_OPS
 NAN, INF = float("nan"), float("inf")
@@ -58,18 +58,18 @@ DATA = small_plan(branches=2).to_bytes()
 
 
 # Of a plan written out below, from a first run; a change here is a change of the format, so of `version`.
-STABLE_HASH = "fcb3cbdaee45dc37466387e61abbc0a18196cbf0d3fc08747e28de49350d0c16"
+STABLE_HASH = "9a69587c0ba61f8486e40fb085f3afb89e5066c47d4e474e82786c6b372cf21a"
 
 
 def test_layout_is_that_of_the_kernels() -> None:
-    assert HEADER.size == ROW_DTYPE.itemsize == OP_DTYPE.itemsize == 64
-    assert list(ROW_OFFSETS.values()) == [*range(0, 60, 4)]
+    assert HEADER.size == OP_DTYPE.itemsize == 64 and ROW_DTYPE.itemsize == 80
+    assert list(ROW_OFFSETS.values()) == [*range(0, 76, 4)]
     assert list(OP_OFFSETS.values()) == [*range(0, 32, 4), 32, 40, 48, 56]
     plan = small_plan(branches=2)
     assert len(DATA) == BLOB + 4 * len(plan.blob)
     assert DATA[:8] == b"DFPLAN\r\n"
     fields = struct.unpack_from("<10IQ2I", DATA, 8)
-    assert fields == (2, 3, N_ROWS, N_OPS, 6, N_CLASSES, 5, 3, plan.terms, 2, len(plan.blob), 0, 0)
+    assert fields == (3, 3, N_ROWS, N_OPS, 6, N_CLASSES, 5, 3, plan.terms, 2, len(plan.blob), 0, 0)
     assert struct.unpack_from("<16I", DATA, WIDTHS) == (3, 7, 5, 3, 4, *[0] * 11)
     assert DATA[ROWS:WIDTHS] == plan.rows.tobytes() and DATA[BLOB:] == plan.blob.tobytes()
 
@@ -166,7 +166,7 @@ def header(name: str, value: int) -> tuple[int, bytes]:
 
 
 def row(name: str, value: float, i: int = 1) -> tuple[int, bytes]:
-    return (f32 if isinstance(value, float) else u32)(ROWS + 64 * i + ROW_OFFSETS[name], value)  # type: ignore[operator]
+    return (f32 if isinstance(value, float) else u32)(ROWS + 80 * i + ROW_OFFSETS[name], value)  # type: ignore[operator]
 
 
 def op(name: str, value: float, i: int = 1) -> tuple[int, bytes]:
@@ -183,6 +183,7 @@ HOSTILE: list[tuple[tuple[int, bytes], str]] = [
     ((6, b"\n"), "magic"),
     (header("version", 0), "version"),
     (header("version", 1), "version"),
+    (header("version", 2), "version"),
     (header("reserved", 1), "reserved"),
     (header("reserved_2", 1 << 31), "reserved"),
     (header("dim", 0), r"plan\.dim"),
@@ -217,6 +218,12 @@ HOSTILE: list[tuple[tuple[int, bytes], str]] = [
         for name in ("c_in", "p_x", "a", "s", "guidance")
         for value in (NAN, INF)
     ),
+    *((row("signal", value), r"rows\[1\]\.signal") for value in (NAN, INF)),
+    *(
+        (row(name, value), rf"rows\[1\]\.{name}")
+        for name in ("rescale", "quantile")
+        for value in (NAN, -0.5, 1.5)
+    ),
     *((row("clip", value), r"rows\[1\]\.clip") for value in (NAN, 0.0, -1.0, -INF)),
     (row("table", 6), r"rows\[1\]\.table"),
     (row("table", BIG, 5), r"rows\[5\]\.table"),
@@ -224,7 +231,7 @@ HOSTILE: list[tuple[tuple[int, bytes], str]] = [
     (row("flags", 1 << 31, 0), r"rows\[0\]\.flags"),
     (row("flags", 0, 0), r"rows\[0\]\.p_F: .*without eval"),
     (row("reserved", 1), r"rows\[1\]\.reserved"),
-    (u32(ROWS + 60, 7), r"rows\[0\]\.reserved"),
+    (u32(ROWS + 76, 7), r"rows\[0\]\.reserved"),
     (u32(WIDTHS + 4, 0), r"value_widths\[1\]"),
     (u32(WIDTHS + 4, 2049), r"value_widths\[1\]"),
     (u32(WIDTHS + 4, 8), r"ops\[0\]\.n_out"),

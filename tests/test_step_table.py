@@ -17,20 +17,20 @@ FOUR = NoiseSchedule([0.1, 0.2, 0.3, 0.4])
 
 def one_row(**fields: Any) -> np.ndarray:
     rows = np.zeros(1, dtype=ROW_DTYPE)
-    rows["c_in"], rows["clip"], rows["flags"], rows["guidance"] = 1.0, np.inf, 1, 1.0
+    rows["c_in"], rows["clip"], rows["flags"], rows["guidance"], rows["signal"] = 1.0, np.inf, 1, 1.0, 1.0
     for name, value in fields.items():
         rows[name] = value
     return rows
 
 
 def test_row_layout() -> None:
-    assert ROW_DTYPE.itemsize == 64
+    assert ROW_DTYPE.itemsize == 80
     offsets = [ROW_DTYPE.fields[name][1] for name in ROW_DTYPE.names]
     assert ROW_DTYPE.names == (
-        *("c_in", "p_x", "p_F", "clip", "a", "b", "e", "c1", "c2", "c3", "s", "table", "flags", "guidance"),
-        "reserved",
+        *("c_in", "p_x", "p_F", "clip", "a", "b", "e", "c1", "c2", "c3", "s", "table", "flags"),
+        *("guidance", "rescale", "quantile", "signal", "noise", "reserved"),
     )
-    assert offsets == list(range(0, 60, 4))
+    assert offsets == list(range(0, 76, 4))
     assert [TERM_BITS[n].bit_length() - 1 for n in ("c_in", "clip", "a", "s", "push")] == [0, 3, 4, 10, 11]
 
 
@@ -59,6 +59,16 @@ def test_table_equality_hash_pickle() -> None:
     assert twin == table and hash(twin) == hash(table) and twin.terms == table.terms
     assert not twin.rows.flags.writeable
     assert table != ddim(FOUR, eta=0.4) and table != ddpm(FOUR) and table != 3
+
+
+def test_replace_gives_another_table() -> None:
+    table = ddpm(FOUR, clip=2.0)
+    other = table.replace(quantile=0.9, guidance=[1, 2, 2, 1])
+    assert other != table and other.replace(quantile=0, guidance=1) == table
+    assert [row.guidance for row in other] == [1, 2, 2, 1] and other[0].quantile == float(np.float32(0.9))
+    assert len(other[0].packed) == 80 and other[0].packed == other.rows[0].tobytes()
+    with pytest.raises(ValueError, match="quantile = 2"):
+        table.replace(quantile=2)
 
 
 def test_terms_and_evaluations_of_a_general_table() -> None:
@@ -94,6 +104,22 @@ REFUSALS = {
     "rows flags": (hand(flags=4), ValueError, "rows: got flags = 4 in row 0"),
     "rows table": (hand(table=1), ValueError, "rows: got table = 1 in row 0; accepted: an index below the 1"),
     "rows reserved": (hand(reserved=(0, 1)), ValueError, "rows: got reserved = .* in row 0; accepted: zeros"),
+    "rows rescale": (
+        hand(rescale=1.5),
+        ValueError,
+        "rows: got rescale = 1.5 in row 0; accepted: a number from",
+    ),
+    "rows quantile": (
+        hand(quantile=-1),
+        ValueError,
+        "rows: got quantile = -1.0 in row 0; accepted: a number",
+    ),
+    "rows threshold": (
+        hand(quantile=0.5, clip=0.5),
+        ValueError,
+        "rows: got clip = 0.5 in row 0; accepted: 1 or more beside",
+    ),
+    "rows noise": (hand(noise=np.nan), ValueError, "rows: got noise = nan in row 0"),
     "rows p_F": (
         hand(flags=0, p_F=1),
         ValueError,

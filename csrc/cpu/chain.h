@@ -5,7 +5,7 @@
 // them) and RowPath (lanes = outputs, one sample), which is faster when fewer samples are left than fill a
 // vector.
 #pragma once
-#include "tile_ops.h"
+#include "statistics.h"
 #include "wide.h"
 
 namespace df::DF_ISA {

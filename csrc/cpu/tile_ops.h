@@ -35,10 +35,21 @@ DF_INLINE void binary(BinaryFunction function, const float* a, const float* b, f
 // Lanes = samples: features stride floats apart.
 struct LaneGroup {
     using T = vf;
+    using I = vi;
     const int n, stride;
     T get(const float* x, int j) const { return load(x + j * stride); }
     void put(float* y, int j, T v) const { store(y + j * stride, v); }
     static T fill(float v) { return splat(v); }
+    static I fill_bits(int v) { return vi(splat_bits(uint32_t(v))); }
+    static I select(I mask, I a, I b) { return mask ? a : b; }
+    static T as_float(I bits) { return vf(bits); }
+    I magnitude(const float* x, int j) const { return vi(abs(get(x, j))); }
+
+    I count_below(const float* x, I bound) const {  // of the magnitudes' bits
+        I count = fill_bits(0);
+        for (int j = 0; j < n; ++j) count -= magnitude(x, j) < bound;  // a true lane is -1
+        return count;
+    }
 
     template <class F>
     T sum(F term) const {  // term(j)
@@ -68,10 +79,21 @@ struct LaneGroup {
 // Lanes = features of one sample. The vectors of a sum's terms are the parts.
 struct RowGroup {
     using T = float;
+    using I = int32_t;
     const int n;
     T get(const float* x, int j) const { return x[j]; }
     void put(float* y, int j, T v) const { y[j] = v; }
     static T fill(float v) { return v; }
+    static I fill_bits(int v) { return v; }
+    static I select(bool mask, I a, I b) { return mask ? a : b; }
+    static T as_float(I bits) { return ScalarLanes::as_float(uint32_t(bits)); }
+    I magnitude(const float* x, int j) const { return I(ScalarLanes::as_bits(x[j]) & 0x7fffffffu); }
+
+    I count_below(const float* x, I bound) const {
+        I count = 0;
+        for (int j = 0; j < n; ++j) count += magnitude(x, j) < bound;
+        return count;
+    }
 
     template <class F>
     T sum(F term) const {
@@ -93,6 +115,8 @@ struct RowGroup {
 DF_INLINE float fma(float a, float b, float c) { return ScalarLanes::fma(a, b, c); }
 DF_INLINE float sqrt(float a) { return ScalarLanes::sqrt(a); }
 DF_INLINE float exp(float a) { return exp(splat(a))[0]; }
+DF_INLINE float max_keep_nan(float floor, float x) { return floor > x ? floor : x; }
+DF_INLINE float min_keep_nan(float ceiling, float x) { return ceiling < x ? ceiling : x; }
 
 // weight and bias: of the group's first feature, or null
 template <class Group>

@@ -7,7 +7,8 @@ A row does (float32, every product-and-sum one fma)
     x <- a x + b m + e F + c1 h1 + c2 h2 + c3 h3 + s z,   z ~ N(0, I)
     if push:  h3 <- h2, h2 <- h1, h1 <- m
 
-with x the sample and h1..h3 earlier values of m (zero at the start).
+with x the sample and h1..h3 earlier values of m (zero at the start). Two flags are no linear terms but
+computed per sample: guidance rescale and dynamic thresholding (StepRow.rescale, StepRow.quantile).
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ _NEUTRAL = {"c_in": 1.0, "clip": np.inf}  # the value that leaves a term out, wh
 
 ROW_DTYPE = np.dtype(
     [(name, "<f4") for name in COEFFICIENTS]
-    + [("table", "<u4"), ("flags", "<u4"), ("guidance", "<f4"), ("reserved", "<u4", (2,))]
+    + [("table", "<u4"), ("flags", "<u4")]
+    + [(name, "<f4") for name in ("guidance", "rescale", "quantile", "signal", "noise")]
+    + [("reserved", "<u4", (2,))]
 )
-assert ROW_DTYPE.itemsize == 64
+assert ROW_DTYPE.itemsize == 80
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_PACK = struct.Struct("<11fIIf2I").pack
+_PACK = struct.Struct("<11fII5f2I").pack
+# What a row has beside its terms, with the value that leaves it out.
+EXTRAS = {"guidance": 1.0, "rescale": 0.0, "quantile": 0.0, "signal": 1.0, "noise": 0.0}
 
 EVAL, PUSH = 1, 2  # bits of flags
 TERM_BITS = {name: 1 << i for i, name in enumerate((*COEFFICIENTS, "push"))}
@@ -43,7 +48,14 @@ TERM_BITS = {name: 1 << i for i, name in enumerate((*COEFFICIENTS, "push"))}
 
 @dataclass(frozen=True)
 class StepRow:
-    """One row of a StepTable; every coefficient is a Python float that float32 holds exactly."""
+    """One row of a StepTable; every coefficient is a Python float that float32 holds exactly.
+
+    guidance, rescale: F = u + guidance (c - u) of a guided row, then
+    F <- (rescale std(c) / std(F) + 1 - rescale) F, deviations over one sample (Lin et al. 2024, eq. 15, 16).
+    quantile: 0, or the ratio of dynamic thresholding (Saharia et al. 2022, section 2.3): for the clamp,
+    m <- clamp(m, -q, q) / q, with q the quantile of |m| over one sample, limited to [1, clip].
+    signal, noise: the level x = signal x0 + noise z where the row evaluates; fixed coordinates are set to it.
+    """
 
     c_in: float
     p_x: float
@@ -62,37 +74,48 @@ class StepRow:
     timestep: float
     terms: int  # the terms of the whole table, bits as in TERM_BITS
     guidance: float = 1.0
+    rescale: float = 0.0
+    quantile: float = 0.0
+    signal: float = 1.0
+    noise: float = 0.0
 
     @cached_property
     def packed(self) -> bytes:
-        """The row in ROW_DTYPE's 64 bytes, as the kernels take it.
+        """The row in ROW_DTYPE's 80 bytes, as the kernels take it.
 
         Raises ValueError for a row made by hand that no table could hold.
         """
-        for name in (*COEFFICIENTS, "guidance"):
+        for name in (*COEFFICIENTS, *EXTRAS):
             value = getattr(self, name)
             finite = abs(value) <= _FLOAT32_MAX if name != "clip" else value > 0  # NaN compares false
             if not finite:
                 accepted = "a finite float32 number; clip: above 0, inf for none"
                 raise _checks.bad_value(f"row.{name}", value, accepted)
             used = value != _NEUTRAL.get(name, 0.0)
-            if name != "guidance" and used and not self.terms & TERM_BITS[name]:
+            if name not in EXTRAS and used and not self.terms & TERM_BITS[name]:
                 accepted = f"{_NEUTRAL.get(name, 0.0)}, or terms with the bit TERM_BITS[{name!r}]"
                 raise _checks.bad_value(f"row.{name}", value, accepted)
         if self.push and not self.terms & TERM_BITS["push"]:
             raise _checks.bad_value("row.push", True, "False, or terms with the bit TERM_BITS['push']")
         if not self.eval and (self.p_F != 0 or self.e != 0):
             raise _checks.bad_value("row.eval", False, "True, for the row uses the network's output (p_F, e)")
+        for name in ("rescale", "quantile"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise _checks.bad_value(f"row.{name}", getattr(self, name), "a number from 0 to 1")
+        if self.quantile and self.clip < 1:
+            raise _checks.bad_value("row.clip", self.clip, "1 or more with row.quantile")
         _checks.integer("row.table", self.table, 0, MAX_ROWS - 1)
         flags = EVAL * self.eval | PUSH * self.push
-        return _PACK(*(getattr(self, name) for name in COEFFICIENTS), self.table, flags, self.guidance, 0, 0)
+        extras = (getattr(self, name) for name in EXTRAS)
+        return _PACK(*(getattr(self, name) for name in COEFFICIENTS), self.table, flags, *extras, 0, 0)
 
 
 class StepTable(Sequence[StepRow]):
     """An immutable, picklable table of step rows.
 
     rows: structured array of ROW_DTYPE, (n_rows,) with 1 to 2^20 rows. Coefficients must be finite; clip is
-        positive, inf for no clamp; a row without eval has p_F = e = 0; flags hold no bits but EVAL and PUSH.
+        positive, inf for no clamp; a row without eval has p_F = e = 0; flags hold no bits but EVAL and PUSH;
+        rescale and quantile are in [0, 1], and clip is at least 1 beside a quantile.
     timesteps: (n_rows,) int64 or float64, the time of each row, for people.
     table_timesteps: (n_tables,) the distinct times at which the network is evaluated; row["table"] is an
         index into it.
@@ -155,8 +178,16 @@ class StepTable(Sequence[StepRow]):
         index = {time: i for i, time in enumerate(distinct)}
         rows["table"] = [index[time] for time in timesteps.tolist()]
         rows["flags"] = EVAL * np.asarray(evaluates, bool) | PUSH * np.asarray(push, bool)
-        rows["guidance"] = 1.0
+        for name, neutral in EXTRAS.items():
+            rows[name] = neutral
         return cls(rows, timesteps, np.array(distinct, timesteps.dtype), solver)
+
+    def replace(self, **columns: npt.ArrayLike) -> StepTable:
+        """The same table with other values of these columns of ROW_DTYPE, one for all rows or (n_rows,)."""
+        rows = self.rows.copy()
+        for name, values in columns.items():
+            rows[name] = values
+        return StepTable(rows, self.timesteps, self.table_timesteps, self.solver)
 
     @overload
     def __getitem__(self, index: int) -> StepRow: ...
@@ -168,7 +199,7 @@ class StepTable(Sequence[StepRow]):
         index = operator.index(index)  # a string would select a column
         row = self.rows[index]
         flags = int(row["flags"])
-        values: dict[str, Any] = {name: float(row[name]) for name in (*COEFFICIENTS, "guidance")}
+        values: dict[str, Any] = {name: float(row[name]) for name in (*COEFFICIENTS, *EXTRAS)}
         return StepRow(
             **values,
             table=int(row["table"]),
@@ -240,11 +271,14 @@ def _check_rows(rows: np.ndarray, n_tables: int) -> None:
     """The rules of the row layout; the first row that breaks one is named."""
     numbers = [name for name in COEFFICIENTS if name != "clip"]
     no_eval = (rows["flags"] & EVAL) == 0
-    rules = [(name, np.isfinite(rows[name]), "a finite number") for name in (*numbers, "guidance")]
+    rules = [(name, np.isfinite(rows[name]), "a finite number") for name in (*numbers, *EXTRAS)]
     rules += [
         ("clip", rows["clip"] > 0, "a number > 0, or inf for no clamp"),
         ("flags", rows["flags"] <= (EVAL | PUSH), "EVAL and PUSH, the bits 1 and 2"),
         ("table", rows["table"] < n_tables, f"an index below the {n_tables} table_timesteps"),
+        ("rescale", (rows["rescale"] >= 0) & (rows["rescale"] <= 1), "a number from 0 to 1"),
+        ("quantile", (rows["quantile"] >= 0) & (rows["quantile"] <= 1), "a number from 0 to 1"),
+        ("clip", (rows["quantile"] == 0) | (rows["clip"] >= 1), "1 or more beside a quantile"),
         ("reserved", (rows["reserved"] == 0).all(axis=1), "zeros"),
         ("p_F", (rows["p_F"] == 0) | ~no_eval, "0 in a row without EVAL"),
         ("e", (rows["e"] == 0) | ~no_eval, "0 in a row without EVAL"),
