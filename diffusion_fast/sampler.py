@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffusion_fast import _checks, _cpu, _tensors, capture, ops, plan, reference, solvers
+from diffusion_fast import _checks, _cpu, _tensors, capture, ops, plan, plan_validation, reference, solvers
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 from diffusion_fast.solvers.table import StepTable
@@ -345,7 +345,7 @@ def _class_count(model: nn.Module, n_classes: Any) -> int:
     own = getattr(model, "n_classes", None)
     if n_classes is None:
         return own or 0
-    count = _checks.integer("n_classes", n_classes, 1, plan.MAX_CLASSES - 1)
+    count = _checks.integer("n_classes", n_classes, 1, plan_validation.MAX_CLASSES - 1)
     if own is not None and own != count:
         raise _checks.bad_value("n_classes", count, f"the model's own {own}")
     return count

@@ -26,7 +26,8 @@ from diffusion_fast.capture.graph import CaptureError
 from diffusion_fast.capture.lowering import Lowering
 from diffusion_fast.capture.program import Program
 from diffusion_fast.capture.worlds import Worlds
-from diffusion_fast.plan import MAX_CLASSES, MAX_DIM, MAX_TABLES, TileProgram
+from diffusion_fast.plan import TileProgram
+from diffusion_fast.plan_validation import MAX_CLASSES, MAX_DIM, MAX_TABLES
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 from diffusion_fast.solvers.spacing import sigma_of_time

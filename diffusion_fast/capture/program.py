@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion_fast.capture.explain import line_of
 from diffusion_fast.capture.expr import Binary, Expr, Gather, Input, Linear, Map, Norm, Reduce, Table
 from diffusion_fast.capture.graph import CaptureError
-from diffusion_fast.plan import MAX_OPS, MAX_WIDTH
+from diffusion_fast.plan_validation import MAX_OPS, MAX_WIDTH
 from diffusion_fast.tile_ops import Array, BinaryOp, GatherOp, LinearOp, MapOp, NormOp, Op, ReduceOp, TableOp
 
 # A larger table is added to x itself rather than folded into the layer behind: x is subtracted from something
