@@ -61,7 +61,7 @@ class Fixed:
     """Coordinates that are given: the replacement method (Song et al. 2021, appendix I.2).
 
     They are set to their values before each evaluation, with the noise of that row's level unless clean, and
-    exactly in the end. mask: (*shape) bool, values: (n, *shape) or (*shape) float32.
+    exactly in the end. mask: (*shape) bool, values: (n, *shape) or (1, *shape) float32.
     """
 
     mask: Tensor
