@@ -198,6 +198,7 @@ PYBIND11_MODULE(_cpu, m) {
              }),
              py::arg("plan"), py::arg("isa") = "")
         .def_property_readonly("isa", [](const Program& p) { return p.kernels().name; })
+        .def_property_readonly("work_per_step", &Program::work_per_step)
         .def("run", &run, py::arg("out"), py::arg("n"), py::arg("start"), py::arg("seed"), py::arg("threads"),
              py::arg("x_T") = 0, py::arg("noise") = 0, py::arg("trajectory") = 0, py::arg("labels") = 0,
              py::arg("label") = 0, py::arg("guidance") = 0, py::arg("context") = 0,

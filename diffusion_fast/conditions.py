@@ -124,6 +124,8 @@ def _rows(name: str, given: Any, n: int, shape: tuple[int, ...]) -> Tensor:
         raise _checks.bad_type(name, given, accepted)
     tensor = tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor
     one = tuple(tensor.shape) == shape
+    if not one and tuple(tensor.shape) != (n, *shape):
+        raise _checks.bad_value(name, given, accepted)
     checked = _tensors.given(name, tensor, torch.float32, shape if one else (n, *shape))
     return _checks.finite(name, checked).reshape(1 if one else n, math.prod(shape))
 

@@ -14,7 +14,7 @@ class Program {
 
     ProgramView view() const;
     const Kernels& kernels() const { return kernels_; }
-    // Multiply-adds of one sample and one row, for deciding how many threads a call is worth.
+    // Multiply-adds of one sample and one row, both branches, for deciding how many threads a call is worth.
     int64_t work_per_step() const { return work_per_step_; }
 
   private:

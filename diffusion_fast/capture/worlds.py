@@ -41,6 +41,8 @@ class World:
             return node.target(*args, **kwargs)
         except Exception as error:
             reason = f"it cannot be run for all steps or classes at once ({error})"
+            if isinstance(error, IndexError):
+                reason += "; a model without a row for the null class needs null_class=False"
             raise refusal(node, reason) from error
 
     def zeros(self, fake: Any) -> Any:
