@@ -1,4 +1,4 @@
-"""Context inputs: captured once for a chain, native beside torch, what is refused (guided: test_guidance.py)."""
+"""Context inputs: captured once for a chain, native beside torch, refusals (guided: test_guidance.py)."""
 
 from __future__ import annotations
 
