@@ -1,7 +1,7 @@
 """How near every solver comes to the data, by network evaluations and by seconds.
 
-python -m benchmarks.solver_figure writes solvers.json and solvers.png into benchmarks/results/; with --draw it
-only draws solvers.json again. Two targets: a mixture of Gaussians whose exact score takes the place of a
+python -m benchmarks.solver_figure writes solvers.json and solvers.png into benchmarks/results/; with --draw
+it only draws solvers.json again. Two targets: a mixture of Gaussians whose exact score takes the place of a
 network, so that all that is left is the solver's own error; and a small network trained on two moons, where
 that of the network joins it.
 """
