@@ -69,7 +69,9 @@ def draw(content: dict[str, Any]) -> Figure:
         row[0].set_ylabel(f"sliced Wasserstein distance, {NAMES[target]}", fontsize=LABEL_SIZE)
     for axes in panels[0]:
         axes.legend(frameon=False, fontsize=TICK_SIZE, loc="upper right")
-    panels[-1][2].text(0, 0.95, caption(content), fontsize=TICK_SIZE, va="top", parse_math=False)
+    empty = panels[-1][2]
+    look = {"fontsize": TICK_SIZE, "va": "top", "transform": empty.transAxes, "parse_math": False}
+    empty.text(0, 1, caption(content), **look).set_in_layout(False)  # it reaches into the next panel
     return figure
 
 
