@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks import around, cases, scaling
+from benchmarks import around, captured, cases, guided, scaling
 
 _ALL: list[cases.Case] = [
     *cases.CHAINS,
     *cases.LATENCIES,
     *cases.STEPS,
     *scaling.SCALINGS,
+    *captured.CASES,
+    *guided.CASES,
     *around.CASES,
 ]
 CASES = {case.name: case for case in _ALL}

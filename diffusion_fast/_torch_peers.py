@@ -23,6 +23,7 @@ from diffusion_fast.models import MLPDenoiser
 BETA_START, BETA_END = 1e-4, 0.02
 LONGEST_AT_FULL_BETAS = 1000
 CHUNKS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+FEW_STEPS = 5
 TRIAL_SAMPLES = 4096
 TRIAL_SECONDS = 0.02
 TRIALS = 3
@@ -89,24 +90,33 @@ class Folded:
     """A denoiser with its time embedding folded into one bias row of the first layer for each step.
 
     weights[i] is (n_in, n_out), so that a layer is x @ w + b. table (T, n_out) holds the first layer's
-    biases; biases[i] belongs to layer i + 1.
+    biases; biases[i] belongs to layer i + 1. The first layer reads x and, beside it, the columns of a class
+    or a context where there are any. projection: it has no activation.
     """
 
     weights: list[Tensor]
     biases: list[Tensor]
     table: Tensor
     activation: str
+    projection: bool = False
+
+    @classmethod
+    def of(cls, model: MLPDenoiser) -> Folded:
+        linears = [layer for layer in model.model if isinstance(layer, nn.Linear)]
+        time = model.time_embed(torch.arange(model.n_steps))
+        return cls.of_layers(linears, model.dim, time, model.config["activation"])
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: MLPDenoiser) -> Folded:
-        linears = [layer for layer in model.model if isinstance(layer, nn.Linear)]
-        embedding = model.time_embed(torch.arange(model.n_steps))
-        table = F.linear(embedding, linears[0].weight[:, model.dim :], linears[0].bias)
-        matrices = [linears[0].weight[:, : model.dim]] + [layer.weight for layer in linears[1:]]
+    def of_layers(cls, linears: Sequence[nn.Linear], dim: int, time: Tensor, activation: str) -> Folded:
+        """Of linear layers, the first of which reads x (dim columns), the embedded time (T, n) and what
+        follows.
+        """
+        of_x, of_time, of_rest = linears[0].weight.tensor_split((dim, dim + time.shape[1]), dim=1)
+        matrices = [torch.cat([of_x, of_rest], dim=1)] + [layer.weight for layer in linears[1:]]
         weights = [matrix.detach().t().contiguous() for matrix in matrices]
         biases = [layer.bias.detach() for layer in linears[1:]]
-        return cls(weights, biases, table, model.config["activation"])
+        return cls(weights, biases, F.linear(time, of_time, linears[0].bias), activation)
 
 
 class TorchEager:
@@ -140,10 +150,10 @@ class TorchFolded:
     name = "torch folded"
     chunks: Sequence[int] = CHUNKS
 
-    def __init__(self, model: MLPDenoiser) -> None:
-        self.folded = Folded.of(model)
-        self.steps = Coefficients.ddpm(model.n_steps)
-        self.n_steps = model.n_steps
+    def __init__(self, model: MLPDenoiser | Folded) -> None:
+        self.folded = model if isinstance(model, Folded) else Folded.of(model)
+        self.n_steps = len(self.folded.table)
+        self.steps = Coefficients.ddpm(self.n_steps)
         self.act = INPLACE_ACTIVATIONS[self.folded.activation]
         self.buffers: list[Tensor] = []
 
@@ -153,7 +163,9 @@ class TorchFolded:
         weights, biases = self.folded.weights, self.folded.biases
         if not self.buffers or len(self.buffers[0]) != len(x):
             self.buffers = [torch.empty(len(x), w.shape[1]) for w in weights]
-        h = self.act(torch.addmm(self.folded.table[t], x, weights[0], out=self.buffers[0]))
+        h = torch.addmm(self.folded.table[t], x, weights[0], out=self.buffers[0])
+        if not self.folded.projection:
+            h = self.act(h)
         for bias, weight, out in zip(biases[:-1], weights[1:-1], self.buffers[1:-1], strict=True):
             h = self.act(torch.addmm(bias, h, weight, out=out))
         return torch.addmm(biases[-1], h, weights[-1], out=self.buffers[-1])
@@ -171,26 +183,38 @@ class TorchFolded:
         return x
 
 
-def seconds_for(peer: ChainPeer, n: int, size: int) -> float:
+def seconds_for(peer: ChainPeer, n: int, size: int, n_steps: int | None = None) -> float:
     """Seconds for n samples in chunks of one size; a last chunk that is not full counts in proportion."""
     chunks = -(-n // size)
     begin = time.perf_counter()
     for _ in range(chunks):
-        peer.chunk(size)
+        peer.chunk(size, n_steps)
     return (time.perf_counter() - begin) * n / (chunks * size)
 
 
-def limited_run(peer: ChainPeer, n: int, size: int, limit: float) -> tuple[Callable[[], float], str]:
+def limited_run(
+    peer: ChainPeer, n: int, size: int, limit: float, n_steps: int | None = None
+) -> tuple[Callable[[], float], str]:
     """Runs n samples in chunks of `size`, or as many as take about `limit` seconds, and returns the seconds
-    scaled to n; and a note that says so.
+    scaled to n; and a note that says so. n_steps: the length of the chain, where it may be cut as well,
+    because a single chunk of it may take longer than that.
     """
-    peer.chunk(size)
-    part = min(n, max(size, round(size * limit / seconds_for(peer, size, size))))
+    steps, scale = None, 1.0
+    few = None if n_steps is None else min(FEW_STEPS, n_steps)
+    peer.chunk(size, few)
+    if few is not None and n_steps is not None:
+        fitting = round(few * limit / seconds_for(peer, size, size, few))
+        if fitting < n_steps:
+            steps = max(few, fitting)
+            scale = n_steps / steps
+    part = min(n, max(size, round(size * limit / seconds_for(peer, size, size, steps))))
 
     def run() -> float:
-        return seconds_for(peer, part, size) * n / part
+        return seconds_for(peer, part, size, steps) * scale * n / part
 
-    return run, f"chunk {size}" + ("" if part == n else f", scaled from {part:,} samples")
+    cut = "" if steps is None else f" and {steps} steps"
+    scaled = "" if part == n and steps is None else f", scaled from {part:,} samples{cut}"
+    return run, f"chunk {size}{scaled}"
 
 
 def best_chunk(peer: ChainPeer, n: int, n_steps: int) -> int:

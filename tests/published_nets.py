@@ -9,34 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-
-class TabDDPM(nn.Module):
-    """Kotelnikov et al. 2023, MLPDiffusion: projected x plus a time MLP plus a label embedding."""
-
-    def __init__(
-        self, dim: int, hidden: tuple[int, ...] = (64, 96), n_classes: int = 0, dim_t: int = 32
-    ) -> None:
-        super().__init__()
-        self.dim_t = dim_t
-        self.proj = nn.Linear(dim, dim_t)
-        self.time_embed = nn.Sequential(nn.Linear(dim_t, dim_t), nn.SiLU(), nn.Linear(dim_t, dim_t))
-        self.label_emb = nn.Embedding(n_classes, dim_t) if n_classes else None
-        blocks: list[nn.Module] = []
-        for n_in, n_out in zip((dim_t, *hidden), hidden, strict=False):
-            blocks.append(nn.Sequential(nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(0.1)))
-        self.blocks, self.head = nn.ModuleList(blocks), nn.Linear(hidden[-1], dim)
-
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        half = self.dim_t // 2
-        freqs = torch.exp(-math.log(10000) * torch.arange(0, half, dtype=torch.float32) / half)
-        args = timesteps[:, None].float() * freqs[None].to(x.device)
-        emb = self.time_embed(torch.cat([torch.cos(args), torch.sin(args)], dim=-1))
-        if self.label_emb is not None:
-            emb += nnf.silu(self.label_emb(y))
-        x = self.proj(x) + emb
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
+from benchmarks.nets import TabDDPM as TabDDPM
 
 
 class TabSyn(nn.Module):
