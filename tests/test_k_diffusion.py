@@ -258,6 +258,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "churn": ("dpm_2", {"s_churn": 1.0}, ValueError, "^s_churn: got 1.0.*sample_heun"),
     "churn < 0": ("heun", {"s_churn": -1.0}, ValueError, "^s_churn: "),
     "order": ("lms", {"order": 5}, ValueError, "^order: got 5.*1 to 4"),
+    "extra": ("euler", {"extra_args": [1]}, TypeError, "^extra_args: .*a dict"),
     "eta": ("euler_ancestral", {"eta": -1.0}, ValueError, "^eta: "),
     "type": ("dpmpp_2m_sde", {"solver_type": "mid"}, ValueError, "^solver_type: .*midpoint"),
 }

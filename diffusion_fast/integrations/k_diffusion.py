@@ -276,11 +276,13 @@ def _run(
 ) -> Tensor:
     """Runs the table; two_stages: a row that pushes is the first half of a step."""
     _check_x(x)
+    given = {} if extra_args is None else extra_args
+    if not isinstance(given, dict):
+        raise _checks.bad_type("extra_args", extra_args, "a dict of arguments of the model, or None")
     depth = max((k for k in (1, 2, 3) if table.terms & TERM_BITS[f"c{k}"]), default=0)
     history = [torch.zeros_like(x, memory_format=torch.contiguous_format) for _ in range(depth)]
     draws = noise_sampler is None and table.terms & TERM_BITS["s"]
     seed = _checks.seed("seed", torch.default_generator) if draws else None
-    given = {} if extra_args is None else extra_args
     step, begins = 0, True
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
         for i, row in enumerate(table):

@@ -159,7 +159,14 @@ class _Accelerated(ABC):
     def _sampler(self) -> Sampler:
         """The sampler for the weights, betas and settings as they are now."""
         name, options = self._solver()
-        source = (capture.weights_fingerprint(self.diffusion), name, options, self.shape())
+        # the model too: another one may have the same weights
+        source = (
+            capture.weights_fingerprint(self.diffusion),
+            self.diffusion.model,
+            name,
+            options,
+            self.shape(),
+        )
         if self.made is None or self.made[0] != source:
             network = _Network(self.diffusion.model, self.no_condition)
             options = options | {"shape": self.shape(), "backend": self.backend}
@@ -228,7 +235,10 @@ class _Sequences(_Accelerated):
         """(batch_size, channels, length), or (batch_size, length, channels) without channel_first; with
         return_noise also the noise, of the same shape, that the chain started from."""
         _checks.flag("return_noise", return_noise)
-        result, seed = self.draw(batch_size, model_forward_kwargs or {})
+        arguments = {} if model_forward_kwargs is None else model_forward_kwargs
+        if not isinstance(arguments, dict):
+            raise _checks.bad_type("model_forward_kwargs", arguments, "a dict of arguments of the model")
+        result, seed = self.draw(batch_size, arguments)
         return (result, self.start(len(result), seed)) if return_noise else result
 
     def shape(self) -> tuple[int, ...]:
