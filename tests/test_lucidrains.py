@@ -336,7 +336,7 @@ def with_buffer(name: str, index: int, value: float) -> Any:
 
 REFUSED_CALLS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "train mode": (lambda: make().train(), {}, "^diffusion.model: got 'MLP in train mode'.*eval"),
-    "batch": (make, {"batch_size": -1}, "^n: got -1"),
+    "batch": (make, {"batch_size": -1}, "^batch_size: got -1"),
     "noise": (make, {"return_noise": 1}, "^return_noise: "),
     "objective": (partial(make, objective="pred_x"), {}, "^diffusion.objective: .*pred_x0"),
     "eta": (

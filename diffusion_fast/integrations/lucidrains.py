@@ -69,7 +69,7 @@ def accelerate(diffusion: nn.Module, *, backend: str = "auto") -> nn.Module:
 
 def restore(diffusion: nn.Module) -> nn.Module:
     """Gives diffusion its own sample back, and returns diffusion. ValueError where it is not accelerated."""
-    if not isinstance(vars(diffusion).get("sample"), _Accelerated):
+    if not isinstance(getattr(diffusion, "sample", None), _Accelerated):
         raise _checks.bad_value("diffusion", type(diffusion).__name__, "one that accelerate has returned")
     del vars(diffusion)["sample"]
     return diffusion
@@ -112,7 +112,7 @@ class _Accelerated(ABC):
 
     def draw(self, n: int, arguments: dict[str, Any], trajectory: bool = False) -> tuple[Tensor, int]:
         """(n, *shape) samples, or (n, rows + 1, *shape), and the seed that gives their noise."""
-        n, _ = _checks.sample_range(n, 0)
+        n = _checks.integer("batch_size", n, 0, _checks.MAX_SAMPLES)
         for part in self.diffusion.model.modules():
             if part.training:
                 given = f"{type(part).__name__} in train mode"
