@@ -21,14 +21,17 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from diffusion_fast import _checks
-from diffusion_fast.models import MLPDenoiser
+from diffusion_fast.models import ConditionalMLPDenoiser, MLPDenoiser
 from diffusion_fast.sampler import Sampler
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.standardiser import Standardiser
 
 FORMAT_VERSION = 1
 HEADER_KEY = "diffusion_fast"
-MODEL_CLASSES: dict[str, type[MLPDenoiser]] = {"MLPDenoiser": MLPDenoiser}
+MODEL_CLASSES: dict[str, type[MLPDenoiser]] = {
+    "MLPDenoiser": MLPDenoiser,
+    "ConditionalMLPDenoiser": ConditionalMLPDenoiser,
+}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion_fast.models import MLPDenoiser
+import diffusion_fast as df
+from diffusion_fast.models import ConditionalMLPDenoiser, MLPDenoiser
 from diffusion_fast.models.mlp import ACTIVATIONS
 
 DATA = Path(__file__).parent / "data"
@@ -100,6 +101,62 @@ def test_no_label_is_the_null_class():
     assert not torch.equal(model(x, t, torch.zeros(6, dtype=torch.int64)), null)
     assert model.class_embed.weight.shape == (5, 3)
     assert model.model[0].in_features == 2 + 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "class_dim", "columns"), [("one_hot", None, 5), ("one_hot", 7, 7), ("table", None, 6)]
+)
+def test_conditional_model(kind, class_dim, columns, tmp_path):
+    options = {"class_embedding": kind, "class_dim": class_dim, "time_dim": 6, "n_steps": 10}
+    model = ConditionalMLPDenoiser(2, 4, (8,), **options).eval()
+    assert model.n_classes == 4 and model.model[0].in_features == 2 + 6 + columns
+    x, t, y = torch.randn(40, 2), torch.arange(40) % 10, torch.arange(40) % 5
+    rows = nn.functional.one_hot(y, 5).float()
+    table = model.class_embed.weight if kind == "table" else model.class_embed.weight.T
+    embedded = rows @ table + (0 if kind == "table" else model.class_embed.bias)
+    want = model.model(torch.cat([x, model.time_embed(t), embedded], dim=1))
+    torch.testing.assert_close(model(x, t, y), want)
+    assert torch.equal(model(x, t), model(x, t, torch.full((40,), 4)))
+    schedule = df.NoiseSchedule.cosine(10)
+    df.save(tmp_path / "m.safetensors", model, schedule)
+    again = df.load(tmp_path / "m.safetensors").model
+    assert type(again) is ConditionalMLPDenoiser and torch.equal(again(x, t, y), model(x, t, y))
+    native, plain = (
+        df.Sampler(model, schedule, guidance_scale=2.0, backend=b).sample(50, labels=1)
+        for b in ("native", "torch")
+    )
+    torch.testing.assert_close(native, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_conditional_model_learns_both_with_and_without_labels():
+    """Two classes at -2 and 2: label 0 and 1 give their means, the null class both."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2000) % 2
+    data = (labels * 4 - 2)[:, None] + 0.1 * torch.randn(2000, 1, generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ConditionalMLPDenoiser(1, 2, (32, 32), n_steps=20)
+    schedule = df.NoiseSchedule.cosine(20)
+    how = {"epochs": 25, "batch_size": 200, "lr": 5e-3, "label_dropout": 0.2, "progress": False}
+    df.train(model, schedule, data, labels=labels, **how)
+    sampler = df.Sampler(model, schedule)
+    for label, low, high in ((0, 0, 0.05), (1, 0.95, 1), (2, 0.3, 0.7)):
+        share = (sampler.sample(2000, labels=label) > 0).float().mean()
+        assert low <= share <= high, f"{label}: {share}"
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"n_classes": 0}, "n_classes: got 0 .*from 1"),
+        ({"class_embedding": "onehot"}, "class_embedding: got 'onehot'.*did you mean 'one_hot'"),
+        ({"class_dim": 0}, "class_dim: got 0"),
+        ({"n_classes": 1 << 17}, "class_dim: got None .*one-hot"),
+    ],
+)
+def test_conditional_model_refuses(options, pattern):
+    with pytest.raises(ValueError, match=pattern):
+        ConditionalMLPDenoiser(**{"dim": 2, "n_classes": 3} | options)
 
 
 @pytest.mark.parametrize("embedding", ["learned", "sinusoidal", "table", "scalar"])

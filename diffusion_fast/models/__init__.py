@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from diffusion_fast.models.mlp import MLPDenoiser
+from diffusion_fast.models.mlp import ConditionalMLPDenoiser, MLPDenoiser
 
-__all__ = ["MLPDenoiser"]
+__all__ = ["ConditionalMLPDenoiser", "MLPDenoiser"]

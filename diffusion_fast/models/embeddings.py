@@ -1,12 +1,15 @@
-"""Time embeddings: timestep index t, (B,) int64 in [0, n_steps), to columns beside the input of a denoiser.
+"""Embeddings of the timestep t, (B,) int64 in [0, n_steps), and of the class y, (B,) int64, to columns beside
+the input of a denoiser.
 
-They depend on t alone, so sampling folds them into one table with a row per step: their cost never shows.
+They depend on t or y alone, so sampling folds them into a table with a row per step or class: their cost
+never shows.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as nnf
 
 N_FREQUENCIES = 8
 
@@ -63,3 +66,13 @@ def make_time_embedding(name: str, n_steps: int, time_dim: int) -> tuple[nn.Modu
     if name == "table":
         return nn.Embedding(n_steps, time_dim), time_dim
     return ScalarTime(), 1
+
+
+class OneHotEmbedding(nn.Linear):
+    """Linear(n_rows, class_dim) of one_hot(y): the columns of the weight, without forming the ones."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return nnf.embedding(y, self.weight.T) + self.bias
+
+
+CLASS_EMBEDDINGS = {"table": nn.Embedding, "one_hot": OneHotEmbedding}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_fast import _checks
-from diffusion_fast.models.embeddings import TIME_EMBEDDINGS, make_time_embedding
+from diffusion_fast.models.embeddings import CLASS_EMBEDDINGS, TIME_EMBEDDINGS, make_time_embedding
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -88,7 +88,7 @@ class MLPDenoiser(nn.Module):
         self.time_embed, time_width = make_time_embedding(time_embedding, self.n_steps, time_dim)
         n_in = self.dim + time_width
         if self.n_classes is not None:
-            self.class_embed = nn.Embedding(self.n_classes + 1, time_dim)
+            self.class_embed: nn.Embedding | nn.Linear = nn.Embedding(self.n_classes + 1, time_dim)
             n_in += time_dim
         layers: list[nn.Module] = []
         for width in widths:
@@ -113,6 +113,51 @@ class MLPDenoiser(nn.Module):
         elif y is not None:
             raise _checks.bad_value("y", y, "None, for the model was made without n_classes")
         return self.model(torch.cat(columns, dim=-1))
+
+
+class ConditionalMLPDenoiser(MLPDenoiser):
+    """An MLPDenoiser of n_classes classes and a null class, index n_classes, for classifier-free guidance.
+
+    concat[x (dim), time embedding (time_dim), class embedding (class_dim)] -> as MLPDenoiser. Train it with
+    labels and label_dropout, which replaces some labels by the null class (Ho & Salimans 2022, algorithm 1).
+
+    Args (the others are MLPDenoiser's):
+        n_classes: the number of classes, the null class not counted.
+        class_embedding: "one_hot", Linear(n_classes + 1, class_dim) of the one-hot class, or "table",
+            nn.Embedding.
+        class_dim: columns of the class embedding; n_classes + 1 by default for "one_hot", else time_dim.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_classes: int,
+        hidden: Sequence[int] = (256, 512, 256),
+        activation: str = "relu",
+        time_embedding: str = "sinusoidal",
+        n_steps: int = 100,
+        *,
+        class_embedding: str = "one_hot",
+        class_dim: int | None = None,
+        time_dim: int = 16,
+    ) -> None:
+        _checks.integer("n_classes", n_classes, 1, MAX_CLASSES)
+        _checks.choice("class_embedding", class_embedding, CLASS_EMBEDDINGS)
+        if class_dim is not None:
+            _checks.integer("class_dim", class_dim, 1, MAX_WIDTH)
+        elif class_embedding == "one_hot" and n_classes >= MAX_WIDTH:
+            accepted = f"a width up to {MAX_WIDTH} for one-hot classes of this number"
+            raise _checks.bad_value("class_dim", class_dim, accepted)
+        super().__init__(
+            dim, hidden, activation, time_embedding, n_steps, time_dim=time_dim, n_classes=n_classes
+        )
+        self.config |= {"class_embedding": class_embedding, "class_dim": class_dim}
+        if class_dim is None:
+            class_dim = n_classes + 1 if class_embedding == "one_hot" else time_dim
+        self.class_embed = CLASS_EMBEDDINGS[class_embedding](n_classes + 1, class_dim)
+        first = self.model[0]
+        assert isinstance(first, nn.Linear)
+        self.model[0] = nn.Linear(first.in_features - time_dim + class_dim, first.out_features)
 
 
 def _hidden_widths(hidden: Any) -> list[int]:
