@@ -187,9 +187,9 @@ class Sampler:
         if out is None:
             target = _tensors.allocate(shape)
         else:
-            target = _tensors.output("out", out, torch.float32, shape, [call.x_T, call.noise], in_place=False)
-        # drawn last: a refused call leaves the generator as it was
-        self._draw(replace(call, seed=_checks.seed("seed", seed)), target, progress)
+            target = _tensors.output("out", out, torch.float32, shape, call.inputs, in_place=False)
+        call.seed = _checks.seed("seed", seed)  # drawn last: a refused call leaves the generator as it was
+        self._draw(call, target, progress)
         return target
 
     def stream(
@@ -223,7 +223,7 @@ class Sampler:
         asked = (labels, context, guidance_scale, guidance_weight, fixed_mask, fixed_values, fixed_clean)
         call = self._prepare(n, seed, start, *asked, None, None, return_trajectory, progress, threads)
         size = _checks.integer("chunk_size", chunk_size, 1)
-        call = replace(call, seed=_checks.seed("seed", seed))
+        call.seed = _checks.seed("seed", seed)
 
         def chunks() -> Iterator[Tensor]:
             for at in range(0, call.n, size):
@@ -311,10 +311,12 @@ class Sampler:
             call = replace(given, fixed=replace(fixed, values=inside))
         if call.n:
             run = self._run_native if self._program is not None else self._run_module
-            with tqdm(total=call.n, unit="sample", unit_scale=True, disable=not progress) as bar:
-                call = replace(call, bar=bar if progress else None)
+            if progress:
+                with tqdm(total=call.n, unit="sample", unit_scale=True) as bar:
+                    run(target, replace(call, bar=bar))
+                    bar.update(call.n - bar.n)
+            else:
                 run(target, call)
-                bar.update(call.n - bar.n)
         if self.standardiser is None:
             return
         for part in target.view(-1, *self.shape).split(MODULE_CHUNK):

@@ -40,6 +40,12 @@ class Call:
     trajectory: bool
     bar: Any = None
 
+    @property
+    def inputs(self) -> list[Tensor | None]:
+        """The memory that is read while samples are written."""
+        values = None if self.fixed is None else self.fixed.values
+        return [self.x_T, self.noise, self.context, self.guidance, values]
+
     def part(self, begin: int, end: int) -> Call:
         """The samples begin .. end - 1 of the call; what is the same for all samples stays so."""
 
