@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstring>
 
 #include "cpu/run.h"
@@ -119,8 +123,8 @@ py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, 
 void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, uintptr_t out, uintptr_t x,
                   uintptr_t model_output, uintptr_t uncond_output, uintptr_t guidance_scale,
                   int64_t guidance_stride, uintptr_t h1, uintptr_t h2, uintptr_t h3, uintptr_t log_variance,
-                  uintptr_t noise, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
-                  int threads) {
+                  uintptr_t noise, uintptr_t prediction, int64_t n, int64_t dim, uint64_t start,
+                  uint64_t seed, uint32_t step, int threads) {
     StepArgs a{};
     require(PyBytes_GET_SIZE(row.ptr()) == sizeof(StepRow), "row: not 80 bytes");
     std::memcpy(&a.row, PyBytes_AS_STRING(row.ptr()), sizeof(StepRow));
@@ -146,6 +150,7 @@ void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, uintptr_
     a.guidance_stride = guidance_stride ? 1 : 0;
     a.log_variance = pointer<const void>(log_variance);
     a.noise = pointer<const void>(noise);
+    a.prediction = pointer<void>(prediction);
     a.n = n;
     a.dim = dim;
     a.start = start;
@@ -154,6 +159,16 @@ void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, uintptr_
     check_threads(threads);
     const py::gil_scoped_release release;
     run_step(kernels(), a, threads);
+}
+
+// Memory that was never touched is then mapped 2 MB at a time: faults of 4 KB take longer than a step does.
+void prefer_huge_pages(uintptr_t address, int64_t bytes) {
+#ifdef __linux__
+    constexpr uintptr_t kPage = 4096;
+    const uintptr_t begin = (address + kPage - 1) / kPage * kPage;
+    const uintptr_t end = (address + uintptr_t(bytes)) / kPage * kPage;
+    if (end > begin) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);  // a hint: it may fail
+#endif
 }
 
 void normal(uintptr_t out, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
@@ -205,6 +220,7 @@ PYBIND11_MODULE(_cpu, m) {
              py::arg("fixed_stride") = 0, py::arg("fixed_clean") = false, py::arg("progress") = py::none());
     m.def("validate_plan", [](const py::bytes& plan) { plan_from(plan); });
     m.def("reverse_step", &reverse_step);
+    m.def("prefer_huge_pages", &prefer_huge_pages);
     m.def("normal", &normal, py::arg("out"), py::arg("n"), py::arg("dim"), py::arg("start"), py::arg("seed"),
           py::arg("step"), py::arg("purpose"), py::arg("substream"), py::arg("threads"), py::arg("isa") = "");
     m.def("activate", &activate, py::arg("code"), py::arg("param"), py::arg("x"), py::arg("isa") = "");

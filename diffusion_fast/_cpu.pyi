@@ -45,6 +45,7 @@ def reverse_step(
     h3: int,
     log_variance: int,
     noise: int,
+    prediction: int,
     n: int,
     dim: int,
     start: int,
@@ -52,6 +53,7 @@ def reverse_step(
     step: int,
     threads: int,
 ) -> None: ...
+def prefer_huge_pages(address: int, size: int) -> None: ...
 def normal(
     out: int,
     n: int,

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_fast import _checks
+from diffusion_fast import _checks, _cpu
+
+_LARGE = 1 << 22  # bytes; smaller blocks come from malloc's arenas, already mapped
 
 
 def given(name: str, tensor: Any, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
@@ -64,6 +66,14 @@ def output(
         ):
             raise _checks.bad_value(name, out, "memory that overlaps no other argument")
     return tensor
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """A contiguous, uninitialised tensor of x's shape and dtype, in huge pages where it is large."""
+    new = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if new.nbytes >= _LARGE:
+        _cpu.prefer_huge_pages(new.data_ptr(), new.nbytes)
+    return new
 
 
 def allocate(shape: Sequence[int]) -> Tensor:

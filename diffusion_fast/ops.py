@@ -35,6 +35,7 @@ def reverse_step(
     guidance_scale: float | Tensor | None = None,
     history: Sequence[Tensor] = (),
     log_variance: Tensor | None = None,
+    prediction: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """One row of a StepTable applied to a batch:
@@ -50,6 +51,7 @@ def reverse_step(
     Salimans 2022, scale = 1 + w).
     history: up to three tensors h1, h2, h3 like x, shifted in place when the row pushes.
     log_variance: like x; the noise is scaled by exp(log_variance / 2) in place of s.
+    prediction: like x, contiguous; m is written there.
     out: like x, contiguous; out=x updates in place. A new tensor when None.
 
     Returns out. Raises TypeError or ValueError, naming the argument, before anything is written.
@@ -88,10 +90,13 @@ def reverse_step(
     _, first = _checks.sample_range(n, start)
     past = _history(history, row, x, [*inputs, variance, z, scale])
     if out is None:
-        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        result = _tensors.empty_like(x)
     else:
         result = _tensors.output("out", out, x.dtype, x.shape, [*inputs, variance, z], in_place=True)
         _tensors.output("out", out, x.dtype, x.shape, [*past, scale], in_place=False)
+    if prediction is not None:
+        others = [*inputs, variance, z, *past, scale, result]
+        _tensors.output("prediction", prediction, x.dtype, x.shape, others, in_place=False)
     if x.numel() == 0:
         return result
     # Drawn last: a refused call leaves the generator as it was.
@@ -114,6 +119,7 @@ def reverse_step(
         h3,
         _pointer(variance),
         _pointer(z),
+        _pointer(prediction),
         n,
         x.numel() // n,
         first,
