@@ -36,17 +36,8 @@ def reverse_step(
     row: bytes,
     terms: int,
     dtype: int,
-    out: int,
-    x: int,
-    model_output: int,
-    uncond_output: int,
-    guidance_scale: int,
-    guidance_stride: int,
-    h1: int,
-    h2: int,
-    h3: int,
-    log_variance: int,
-    noise: int,
+    tensors: tuple[int, ...],
+    scale: float,
     n: int,
     dim: int,
     start: int,
@@ -54,6 +45,7 @@ def reverse_step(
     step: int,
     threads: int,
 ) -> None: ...
+def prefer_huge_pages(address: int, size: int) -> None: ...
 def normal(
     out: int,
     n: int,

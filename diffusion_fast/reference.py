@@ -206,6 +206,7 @@ def reverse_step_ref(
     guidance_scale: float | Tensor | None = None,
     history: Sequence[Tensor] = (),
     log_variance: Tensor | None = None,
+    prediction: Tensor | None = None,
 ) -> Tensor:
     """One row of a table on a batch: x (n, *shape) and the network's output for it -> the new x, like x.
 
@@ -215,6 +216,7 @@ def reverse_step_ref(
     history: up to three tensors h1, h2, h3 like x, shifted in place when the row pushes.
     log_variance: (n, *shape), the noise is scaled by exp(log_variance / 2) in place of row.s; a row with
     s = 0 stays free of noise.
+    prediction: like x, m is written there.
     Half-precision tensors are computed with in float32 and rounded once at the end.
     """
     work = torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -241,6 +243,8 @@ def reverse_step_ref(
     if row.push:
         for kept, value in zip(history, [m, *past], strict=False):
             kept.copy_(value)
+    if prediction is not None:
+        prediction.copy_(m)
     return x_next.to(x.dtype)
 
 

@@ -78,6 +78,7 @@ struct StepArgs {
     const float* guidance_scale;   // (1) or (n)
     int64_t guidance_stride;       // 0 or 1
     void* history[3];              // (n, dim) each where used
+    void* prediction;              // (n, dim), or null: m is written there
     const void* log_variance;      // (n, dim), or null: row.s is the noise scale
     const void* noise;             // (n, dim) of dtype, or null: drawn from the stream
     int64_t n, dim;

@@ -195,14 +195,15 @@ struct StepTensors {
     using T = typename E::T;
     T* out;
     const T *x, *F, *uncond, *log_variance;
-    T* h[3];
+    T *h[3], *prediction;
 
     StepTensors(const StepArgs& a, int64_t at)
         : out(static_cast<T*>(a.out) + at),
           x(static_cast<const T*>(a.x) + at),
           F(a.model_output ? static_cast<const T*>(a.model_output) + at : nullptr),
           uncond(a.uncond_output ? static_cast<const T*>(a.uncond_output) + at : nullptr),
-          log_variance(a.log_variance ? static_cast<const T*>(a.log_variance) + at : nullptr) {
+          log_variance(a.log_variance ? static_cast<const T*>(a.log_variance) + at : nullptr),
+          prediction(a.prediction ? static_cast<T*>(a.prediction) + at : nullptr) {
         for (int i = 0; i < 3; ++i) h[i] = a.history[i] ? static_cast<T*>(a.history[i]) + at : nullptr;
     }
 };
@@ -219,7 +220,7 @@ DF_INLINE void update_vector(const StepRow& r, uint32_t terms, const StepTensors
         F = fma(load(scale + i), F - u, u);
     }
     vf m = zero, next = terms & kTermA ? splat(r.a) * x : zero;
-    if (terms & (kTermB | kTermPush)) {
+    if (terms & (kTermB | kTermPush) || t.prediction) {
         if (terms & kTermPx) m = splat(r.p_x) * x;
         if (terms & kTermPF) m = fma(splat(r.p_F), F, m);
         if (terms & kTermClip) m = max_keep_nan(splat(-r.clip), min_keep_nan(splat(r.clip), m));
@@ -239,6 +240,7 @@ DF_INLINE void update_vector(const StepRow& r, uint32_t terms, const StepTensors
         if (t.h[1]) E::put(t.h[1] + i, h1);
         if (t.h[0]) E::put(t.h[0] + i, m);
     }
+    if (t.prediction) E::put(t.prediction + i, m);
     E::put(t.out + i, next);
 }
 
@@ -247,7 +249,7 @@ template <class E>
 static void update_tail(const StepRow& r, uint32_t terms, const StepTensors<E>& t, int at, int left, vf z,
                         const float* scale) {
     using T = typename E::T;
-    T pad[8][W] = {};
+    T pad[9][W] = {};
     StepTensors<E> p = t;
     const auto in = [&](const T* from, int k) -> T* {
         if (!from) return nullptr;
@@ -255,6 +257,7 @@ static void update_tail(const StepRow& r, uint32_t terms, const StepTensors<E>& 
         return pad[k];
     };
     p.out = pad[0];
+    if (t.prediction) p.prediction = pad[8];
     p.x = in(t.x, 1);
     p.F = in(t.F, 2);
     p.uncond = in(t.uncond, 3);
@@ -262,6 +265,7 @@ static void update_tail(const StepRow& r, uint32_t terms, const StepTensors<E>& 
     for (int k = 0; k < 3; ++k) p.h[k] = in(t.h[k], 5 + k);
     update_vector<E>(r, terms, p, 0, z, scale + at);
     memcpy(t.out + at, pad[0], size_t(left) * sizeof(T));
+    if (t.prediction) memcpy(t.prediction + at, pad[8], size_t(left) * sizeof(T));
     if (r.flags & kPush)
         for (int k = 0; k < 3; ++k)
             if (t.h[k]) memcpy(t.h[k] + at, pad[5 + k], size_t(left) * sizeof(T));
@@ -286,7 +290,7 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
         for (float& value : scale) value = *a.guidance_scale;
     // The row of ddpm and ddim without clamp or guidance, x <- a x + e F + s z, has a loop without tests.
     const bool plain = (a.terms & ~kTermCin) == (kTermA | kTermE | kTermS) && a.model_output &&
-                       !a.uncond_output && !a.log_variance;
+                       !a.uncond_output && !a.log_variance && !a.prediction;
     const vf r = splat(a.row.a), e = splat(a.row.e), s = splat(a.row.s);
     for (int64_t q = begin; q < end; q += kBlockQuads) {
         const int64_t last = q + kBlockQuads < end ? q + kBlockQuads : end;

@@ -38,11 +38,16 @@ def ddim(
     q = Levels.of(schedule, steps, spacing, timesteps, None, sigmas, fractional_time)
     x0, epsilon = q.predictions(prediction_type)
 
-    s = eta * np.sqrt(q.beta * q.var_prev / q.var)  # eq. 16
-    # sqrt(1 - abar_prev - sigma^2), without the cancellation
-    direction = np.sqrt(q.var_prev * (1.0 - eta**2 * q.beta / q.var))
+    direction, s = split_noise(q, eta)
     a, b, e = direction * epsilon.x, q.sqrt_abar_prev, direction * epsilon.F
 
     if clip is None:  # x0 is affine in x and F
         return StepTable.from_columns("ddim", q.t, a=a + b * x0.x, e=e + b * x0.F, s=s)
     return StepTable.from_columns("ddim", q.t, p_x=x0.x, p_F=x0.F, clip=bound, a=a, b=b, e=e, s=s)
+
+
+def split_noise(q: Levels, eta: float) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of the predicted epsilon and of new noise: together the deviation at the next level."""
+    s = eta * np.sqrt(q.beta * q.var_prev / q.var)  # eq. 16
+    # sqrt(1 - abar_prev - sigma^2), without the cancellation
+    return np.sqrt(q.var_prev * (1.0 - eta**2 * q.beta / q.var)), s

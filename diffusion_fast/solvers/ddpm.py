@@ -50,12 +50,18 @@ def ddpm(
     q = Levels.of(schedule, steps, spacing, timesteps, stop, sigmas, fractional_time)
     x0, _ = q.predictions(prediction_type)
 
-    mean_x0 = q.sqrt_abar_prev * q.beta / q.var  # eq. 7
-    mean_x = np.sqrt(q.alpha) * q.var_prev / q.var
-    s = np.sqrt(q.beta if variance == "beta" else q.beta * q.var_prev / q.var)
+    mean_x, mean_x0, small = posterior(q)
+    s = np.sqrt(q.beta if variance == "beta" else small)
     if not last_noise:
         s[-1] = 0.0
 
     if clip is None:  # x0 is affine in x and F: eq. 11
         return StepTable.from_columns("ddpm", q.t, a=mean_x + mean_x0 * x0.x, e=mean_x0 * x0.F, s=s)
     return StepTable.from_columns("ddpm", q.t, p_x=x0.x, p_F=x0.F, clip=bound, a=mean_x, b=mean_x0, s=s)
+
+
+def posterior(q: Levels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """q(x_prev | x, x0): the weights of x and of x0 in its mean (eq. 7), and its variance (eq. 6)."""
+    mean_x = np.sqrt(q.alpha) * q.var_prev / q.var
+    mean_x0 = q.sqrt_abar_prev * q.beta / q.var
+    return mean_x, mean_x0, q.beta * q.var_prev / q.var

@@ -7,6 +7,7 @@ of first order, which is x0 itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffusion_fast import _checks
@@ -35,12 +36,8 @@ def dpmpp_2m(schedule: Any, *, solver_type: str = "midpoint", **options: Unpack[
     """
     _checks.choice("solver_type", solver_type, SOLVER_TYPES)
     chain = Chain("dpmpp_2m", schedule, options)
-    for i, (now, after) in enumerate(chain.steps):
-        h = after.lam - now.lam
-        x = -math.expm1(-h) * M
-        if i and math.isfinite(h):
-            x += _second_order(h, solver_type) * _slope(chain, i, h)
-        chain.add(now, after.noise / now.noise * X + after.signal * x, push=True)
+    for i, (now, _) in enumerate(chain.steps):
+        chain.add(now, multistep(chain.steps, i, min(i + 1, 2), solver_type=solver_type), push=True)
     return chain.table()
 
 
@@ -88,12 +85,8 @@ def dpmpp_2m_sde(
     eta, s_noise = check_noise(eta, s_noise)
     _checks.choice("solver_type", solver_type, SOLVER_TYPES)
     chain = Chain("dpmpp_2m_sde", schedule, options)
-    for i, (now, after) in enumerate(chain.steps):
-        h = after.lam - now.lam
-        x = _sde_first_order(now, after, eta, s_noise)
-        if i and math.isfinite(h):
-            x += after.signal * _second_order((1 + eta) * h, solver_type) * _slope(chain, i, h)
-        chain.add(now, x, push=True)
+    for i, (now, _) in enumerate(chain.steps):
+        chain.add(now, multistep(chain.steps, i, min(i + 1, 2), eta, s_noise, solver_type), push=True)
     return chain.table()
 
 
@@ -110,20 +103,31 @@ def dpmpp_3m_sde(
     """
     eta, s_noise = check_noise(eta, s_noise)
     chain = Chain("dpmpp_3m_sde", schedule, options)
-    for i, (now, after) in enumerate(chain.steps):
-        h = after.lam - now.lam
-        x = _sde_first_order(now, after, eta, s_noise)
-        if i and math.isfinite(h):
-            z = (1 + eta) * h
-            slope, curvature = _slope(chain, i, h), NOTHING
-            if i > 1:  # Newton's divided differences, in units of h
-                r0, r1 = (_lag(chain, i - k, h) for k in (0, 1))
-                earlier = (H1 - H2) / r1 if math.isfinite(r1) else NOTHING
-                curvature = (slope - earlier) / (r0 + r1)
-                slope += r0 * curvature if math.isfinite(r1) else NOTHING
-            x += after.signal * (z * phi(2, -z) * slope + z * phi(3, -z) * curvature)
-        chain.add(now, x, push=True)
+    for i, (now, _) in enumerate(chain.steps):
+        chain.add(now, multistep(chain.steps, i, min(i + 1, 3), eta, s_noise, "heun"), push=True)
     return chain.table()
+
+
+Steps = Sequence[tuple[Level, Level]]  # a level and the next, for each row
+
+
+def multistep(
+    steps: Steps, i: int, order: int, eta: float = 0.0, s_noise: float = 1.0, solver_type: str = "midpoint"
+) -> Terms:
+    """The new x of row i of the multistep family, of order 1 to 3; to the data the order is 1.
+
+    eta = 0 is the deterministic method. solver_type counts in order 2.
+    """
+    now, after = steps[i]
+    h = after.lam - now.lam
+    x = _sde_first_order(now, after, eta, s_noise)
+    if order == 1 or not math.isfinite(h):
+        return x
+    z = (1 + eta) * h
+    if order == 2:
+        return x + after.signal * _second_order(z, solver_type) * slope(steps, i, h)
+    first, second = derivatives(steps, i, h)
+    return x + after.signal * (z * phi(2, -z) * first + z * phi(3, -z) * second)
 
 
 def _sde_first_order(now: Level, after: Level, eta: float, s_noise: float) -> Terms:
@@ -139,16 +143,26 @@ def _sde_first_order(now: Level, after: Level, eta: float, s_noise: float) -> Te
     return x + after.noise * drawn * s_noise * Z
 
 
-def _lag(chain: Chain, i: int, h: float) -> float:
-    """The step before level i, in units of h; inf where it came from pure noise."""
-    before, now = chain.steps[i - 1]
-    return (now.lam - before.lam) / h
+def derivatives(steps: Steps, i: int, h: float) -> tuple[Terms, Terms]:
+    """h dm / dlambda and h^2 / 2 d2m / dlambda2 at level i by Newton's divided differences of the last three
+    predictions."""
+    first = slope(steps, i, h)
+    r0, r1 = (_lag(steps, i - k, h) for k in (0, 1))
+    earlier = (H1 - H2) / r1 if math.isfinite(r1) else NOTHING
+    second = (first - earlier) / (r0 + r1)
+    return first + (r0 * second if math.isfinite(r1) else NOTHING), second
 
 
-def _slope(chain: Chain, i: int, h: float) -> Terms:
+def slope(steps: Steps, i: int, h: float) -> Terms:
     """h dm / dlambda from the last two predictions; nothing where the earlier is infinitely far."""
-    lag = _lag(chain, i, h)
+    lag = _lag(steps, i, h)
     return (M - H1) / lag if math.isfinite(lag) else NOTHING
+
+
+def _lag(steps: Steps, i: int, h: float) -> float:
+    """The step before level i, in units of h; inf where it came from pure noise."""
+    before, now = steps[i - 1]
+    return (now.lam - before.lam) / h
 
 
 def _second_order(z: float, solver_type: str) -> float:

@@ -161,7 +161,7 @@ class Levels:
         Raises ValueError for an epsilon prediction at abar = 0, where x holds nothing of x0.
         """
         kind = _checks.choice("prediction_type", prediction_type, _PREDICTIONS[NoiseSchedule])
-        return _predictions(kind, self.t, self.sqrt_abar, np.sqrt(self.var))
+        return predict(kind, self.t, self.sqrt_abar, np.sqrt(self.var))
 
 
 def levels_at(schedule: Schedule, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,10 +245,10 @@ class Grid:
         c_in = np.ones(len(levels))
         if self.prediction_type == "edm":
             c_in = 1 / np.hypot(noise, self.sigma_data)
-        return c_in, *_predictions(self.prediction_type, times, signal, noise, self.sigma_data)
+        return c_in, *predict(self.prediction_type, times, signal, noise, self.sigma_data)
 
 
-def _predictions(
+def predict(
     kind: str, times: np.ndarray, signal: np.ndarray, noise: np.ndarray, sigma_data: float = 0.5
 ) -> tuple[Affine, Affine]:
     """x0 and epsilon in terms of x = signal x0 + noise epsilon and F."""

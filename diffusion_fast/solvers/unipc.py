@@ -49,16 +49,16 @@ def unipc(
         if i:  # UniC-p shares all but the sum with UniP-p, so the new sum takes the place of the old
             earlier = {lam[i - 2]: H2, lam[i - 3]: H3} if i > 1 else {}
             nodes = dict(list(earlier.items())[: p - 1]) | {lam[i]: M}
-            x = X - chain.before(guess) + now.signal * _sum(solver_type, lam[i - 1], lam[i], H1, nodes)
+            x = X - chain.before(guess) + now.signal * differences(solver_type, lam[i - 1], lam[i], H1, nodes)
         p = min(order, i + 1, n - i if lower_order_final or i == n - 1 else order)
         nodes = dict(list({lam[i - 1]: H1, lam[i - 2]: H2}.items())[: p - 1])
-        guess = after.signal * _sum(solver_type, lam[i], lam[i + 1], M, nodes)
+        guess = after.signal * differences(solver_type, lam[i], lam[i + 1], M, nodes)
         x = after.noise / now.noise * x - after.signal * math.expm1(lam[i] - lam[i + 1]) * M + guess
         chain.add(now, x, push=True)
     return chain.table()
 
 
-def _sum(solver_type: str, start: float, end: float, m: Terms, nodes: dict[float, Terms]) -> Terms:
+def differences(solver_type: str, start: float, end: float, m: Terms, nodes: dict[float, Terms]) -> Terms:
     """-B(h) sum_k rho_k (m_k - m) / r_k over predictions m_k at lambda_k = start + r_k h.
 
     sum_k rho_k r_k^(j-1) = j! (-h) phi_{j+1}(-h) / B(h) for j = 1 .. len(nodes), the conditions of order; a
