@@ -122,12 +122,11 @@ py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, 
     return py::make_tuple(report.bad_rows, report.first_bad);
 }
 
-// tensors: the addresses of out, x, model_output, uncond_output, guidance_scale, h1, h2, h3, log_variance, noise
-// and prediction, 0 where absent; scale: one for all samples where guidance_scale is. A tuple, for a long list
-// of arguments takes longer than a small step.
-void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, const py::tuple& tensors,
-                  float scale, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
-                  int threads) {
+// tensors: the addresses of out, x, model_output, uncond_output, guidance_scale, h1, h2, h3, log_variance,
+// noise and prediction, 0 where absent; scale: one for all samples where guidance_scale is. A tuple, for a
+// long list of arguments takes longer than a small step.
+void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, const py::tuple& tensors, float scale,
+                  int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step, int threads) {
     StepArgs a{};
     require(PyBytes_GET_SIZE(row.ptr()) == sizeof(StepRow), "row: not 80 bytes");
     std::memcpy(&a.row, PyBytes_AS_STRING(row.ptr()), sizeof(StepRow));

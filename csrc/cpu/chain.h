@@ -14,10 +14,10 @@ DF_INLINE vf prediction(const StepRow& r, uint32_t terms, vf x, vf F) {
 }
 
 // The row's update on `count` floats (a multiple of W); F is null where the row has no evaluation, and
-// thresholded holds m where the row has a dynamic threshold. m goes to h3's place, which the caller rotates
+// given_m holds m where the row has a dynamic threshold. m goes to h3's place, which the caller rotates
 // to the front.
 static void update(const StepRow& r, uint32_t terms, int count, float* x, const float* F, const float* z,
-                   const float* thresholded, float* const h[3]) {
+                   const float* given_m, float* const h[3]) {
     const vf clip = splat(r.clip), a = splat(r.a), b = splat(r.b), e = splat(r.e);
     const vf c1 = splat(r.c1), c2 = splat(r.c2), c3 = splat(r.c3), s = splat(r.s), zero = splat(0.0f);
     const bool has_m = terms & (kTermB | kTermPush);
@@ -25,8 +25,8 @@ static void update(const StepRow& r, uint32_t terms, int count, float* x, const 
         const vf xv = load(x + i), Fv = F ? load(F + i) : zero;
         vf m = zero, next = terms & kTermA ? a * xv : zero;
         if (has_m) {
-            m = thresholded ? load(thresholded + i) : prediction(r, terms, xv, Fv);
-            if (!thresholded && terms & kTermClip) m = max_keep_nan(-clip, min_keep_nan(clip, m));
+            m = given_m ? load(given_m + i) : prediction(r, terms, xv, Fv);
+            if (!given_m && terms & kTermClip) m = max_keep_nan(-clip, min_keep_nan(clip, m));
             if (terms & kTermB) next = fma(b, m, next);
         }
         if (terms & kTermE) next = fma(e, Fv, next);
@@ -85,8 +85,7 @@ static const float* threshold(Path& path, const StepRow& row, const float* F) {
     path.each_sample([&](auto group, int at) {
         float* m = w.m + at;
         const auto q = dynamic_threshold(group, row.quantile, row.clip, m);
-        for (int j = 0; j < group.n; ++j)
-            group.put(m, j, max_keep_nan(-q, min_keep_nan(q, group.get(m, j))) / q);
+        for (int j = 0; j < group.n; ++j) group.put(m, j, thresholded(group.get(m, j), q));
     });
     return w.m;
 }

@@ -65,6 +65,7 @@ const Kernels table = {
     df::DF_ISA::chain_scratch_floats,
     df::DF_ISA::chain,
     df::DF_ISA::step,
+    df::DF_ISA::step_statistics,
     df::DF_ISA::noise,
     df::DF_ISA::apply_all,
     df::DF_ISA::fma_burst,

@@ -79,12 +79,16 @@ struct StepArgs {
     int64_t guidance_stride;       // 0 or 1
     void* history[3];              // (n, dim) each where used
     void* prediction;              // (n, dim), or null: m is written there
+    const float* factor;           // (n), each sample's guidance rescale, or null: filled in by run_step
+    const float* threshold;        // (n), each sample's dynamic threshold, or null: filled in by run_step
     const void* log_variance;      // (n, dim), or null: row.s is the noise scale
     const void* noise;             // (n, dim) of dtype, or null: drawn from the stream
     int64_t n, dim;
     uint64_t start, seed;
     uint32_t step;
 };
+
+constexpr int kStatisticsRows = 2, kStatisticsPadding = 16;
 
 struct NoiseArgs {
     float* out;  // (n, dim)
@@ -105,6 +109,10 @@ struct Kernels {
     bool (*chain)(const ChainArgs&, float* scratch, int64_t first, int count);
     // Elements [quad_begin, quad_end) of the step, in quads of four elements of one sample.
     void (*step)(const StepArgs&, int64_t quad_begin, int64_t quad_end);
+    // The factor and the threshold of samples [begin, end), as the row asks; scratch has room for
+    // kStatisticsRows rows of dim, each padded to kStatisticsPadding floats.
+    void (*step_statistics)(const StepArgs&, int64_t begin, int64_t end, float* scratch, float* factor,
+                            float* threshold);
     void (*noise)(const NoiseArgs&, int64_t quad_begin, int64_t quad_end);
     void (*apply)(Function, float param, float* y, int64_t count);  // count: a multiple of lanes
     // Runs fused multiply-adds on registers only; returns how many it ran.

@@ -205,7 +205,24 @@ void over_quads(int64_t n, int64_t dim, int threads, Work work) {
 
 }  // namespace
 
-void run_step(const Kernels& kernels, const StepArgs& args, int threads) {
+void run_step(const Kernels& kernels, StepArgs args, int threads) {
+    // Guidance rescale and dynamic thresholding look at each sample as a whole, so they go first.
+    std::vector<float> factor, threshold, scratch;
+    if (args.row.rescale != 0.0f && args.uncond_output) factor.resize(size_t(args.n));
+    if (args.row.quantile != 0.0f) threshold.resize(size_t(args.n));
+    if (!factor.empty() || !threshold.empty()) {
+        const int workers = useful_threads(threads, double(args.n) * double(args.dim) * 64);
+        const int64_t row = (args.dim + kStatisticsPadding - 1) / kStatisticsPadding * kStatisticsPadding;
+        scratch.resize(size_t(workers * kStatisticsRows * row));
+        const auto work_on = [&](int i) {
+            kernels.step_statistics(args, args.n * i / workers, args.n * (i + 1) / workers,
+                                    scratch.data() + i * kStatisticsRows * row, factor.data(),
+                                    threshold.data());
+        };
+        parallel(workers, work_on, [] {});
+        args.factor = factor.empty() ? nullptr : factor.data();
+        args.threshold = threshold.empty() ? nullptr : threshold.data();
+    }
     over_quads(args.n, args.dim, threads,
                [&](int64_t begin, int64_t end) { kernels.step(args, begin, end); });
 }

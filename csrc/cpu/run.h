@@ -20,7 +20,7 @@ struct ChainReport {
 // args.program, keep_going and watcher are filled in here. threads >= 1 is an upper limit.
 ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll poll);
 
-void run_step(const Kernels& kernels, const StepArgs& args, int threads);
+void run_step(const Kernels& kernels, StepArgs args, int threads);
 void run_noise(const Kernels& kernels, const NoiseArgs& args, int threads);
 
 // The measured multiply-add ceiling in GFLOP/s: the best of several chain counts over about `seconds`.

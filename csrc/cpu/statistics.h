@@ -53,4 +53,10 @@ DF_INLINE typename Group::T dynamic_threshold(const Group& g, float q, float mos
     return max_keep_nan(Group::fill(1.0f), min_keep_nan(Group::fill(most), t));
 }
 
+// clamp(m, -q, q) / q
+template <class T>
+DF_INLINE T thresholded(T m, T q) {
+    return max_keep_nan(-q, min_keep_nan(q, m)) / q;
+}
+
 }  // namespace df::DF_ISA

@@ -7,164 +7,12 @@
 // Box-Muller: on one core 1.25 times the speed of drawing the normals first (dims 3 and 64, from memory).
 #pragma once
 #include "chain.h"
+#include "noise_block.h"
 
 namespace df::DF_ISA {
 
 using cpu::Dtype;
-using cpu::NoiseArgs;
 using cpu::StepArgs;
-
-constexpr int kBlockQuads = 480;    // at most 1920 elements, their words 8 KB
-constexpr int kWide = 3;            // vectors of quads drawn side by side
-constexpr int kAtOnce = kWide * W;  // quads drawn side by side
-
-// Position of a quad: its index inside the sample, and the sample relative to `start`.
-struct QuadPosition {
-    int64_t sample, quad;
-    QuadPosition(int64_t index, int64_t dim)
-        : sample(index / ((dim + 3) / 4)), quad(index % ((dim + 3) / 4)) {}
-    int64_t element(int64_t dim) const { return sample * dim + 4 * quad; }
-};
-
-// The counters of kAtOnce consecutive quads, moved on as many at a time without a division.
-struct QuadCursor {
-    vu quad[kWide], sample[kWide];  // sample relative to the first one's
-    const vu first_lo, first_hi;
-    const uint32_t per_sample, quad_stride, sample_stride;
-
-    QuadCursor(QuadPosition at, uint64_t start, int64_t dim)
-        : first_lo(splat_bits(uint32_t(start + uint64_t(at.sample)))),
-          first_hi(splat_bits(uint32_t((start + uint64_t(at.sample)) >> 32))),
-          per_sample(uint32_t((dim + 3) / 4)),
-          quad_stride(kAtOnce % per_sample),
-          sample_stride(kAtOnce / per_sample) {
-        uint32_t quads[kAtOnce], samples[kAtOnce];
-        for (int l = 0; l < kAtOnce; ++l) {
-            // Whole quads are laid out by transpose4, which wants its lanes in this order.
-            const int lane = dim > 3 ? l / W * W + transposed_lane(l % W) : l;
-            const uint64_t index = uint64_t(at.quad) + uint64_t(lane);
-            quads[l] = uint32_t(index % per_sample);
-            samples[l] = uint32_t(index / per_sample);
-        }
-        memcpy(quad, quads, sizeof(quad));
-        memcpy(sample, samples, sizeof(sample));
-    }
-
-    void counters(WideLanes<kWide>::U& q, WideLanes<kWide>::U& lo, WideLanes<kWide>::U& hi) const {
-        for (int k = 0; k < kWide; ++k) {
-            q.v[k] = quad[k];
-            lo.v[k] = first_lo + sample[k];
-            hi.v[k] = first_hi + (vu(lo.v[k] < first_lo) & splat_bits(1));  // the carry
-        }
-    }
-
-    void advance() {
-        for (int k = 0; k < kWide; ++k) {
-            quad[k] += splat_bits(quad_stride);
-            sample[k] += splat_bits(sample_stride);
-            const vu wrapped = vu(quad[k] >= splat_bits(per_sample));
-            quad[k] -= wrapped & splat_bits(per_sample);
-            sample[k] -= wrapped;  // minus (-1)
-        }
-    }
-};
-
-// What the noise of a tensor is drawn from, and the words of one block.
-struct NoiseBlock {
-    const RoundKeys keys;
-    const uint64_t start;
-    const int64_t dim;
-    const uint32_t substream;
-    uint32_t word, component;
-    alignas(64) uint32_t words[4 * (kBlockQuads + kAtOnce)];  // per vector of quads its four words
-
-    NoiseBlock(uint64_t seed, uint64_t start_, int64_t dim_, uint32_t step, Purpose purpose, uint32_t sub)
-        : keys(seed), start(start_), dim(dim_), substream(sub) {
-        word = step_word(step, purpose, uint32_t(dim), component);
-    }
-
-    // The words of quads [begin, end), of which there are at most kBlockQuads.
-    void draw(int64_t begin, int64_t end) {
-        using L = WideLanes<kWide>;
-        QuadCursor at(QuadPosition(begin, dim), start, dim);
-        uint32_t* to = words;
-        for (int64_t q = begin; q < end; q += kAtOnce, at.advance()) {
-            L::U c[4], quad, lo, hi;
-            at.counters(quad, lo, hi);
-            c[0] = quad;
-            c[1] = L::splat_bits(word);
-            c[2] = lo;
-            c[3] = hi | L::splat_bits(substream << 16);
-            philox4x32_10<L>(c, keys);
-            for (int k = 0; k < kWide; ++k)
-                for (int i = 0; i < 4; ++i, to += W) memcpy(to, &c[i].v[k], sizeof(vu));
-        }
-    }
-
-    // use(i, z) for each vector z of the block's normals in the order of memory, i its first element. The
-    // last vectors may lie beyond the block's end.
-    template <class Use>
-    DF_INLINE void each_normal(int64_t begin, int64_t end, Use use) {
-        const int vectors = int((end - begin + W - 1) / W);
-        if (dim == 1) return each_of<1>(vectors, use);
-        if (dim == 2) return each_of<2>(vectors, use);
-        if (dim == 3) return each_of<3>(vectors, use);
-        if (dim % 4 == 0) return each_of<4>(vectors, use);
-        // A sample's short last quad is overwritten by the next sample's first.
-        alignas(64) float z[4 * (kBlockQuads + kAtOnce)];
-        const int64_t last = (dim + 3) / 4 - 1;
-        int64_t quad = QuadPosition(begin, dim).quad;
-        float* to = z;
-        each_of<4>(vectors, [&](int, vf four) {
-            float quads[W];
-            store(quads, four);
-            for (int l = 0; l < W; l += 4) {
-                memcpy(to, quads + l, 16);
-                to += quad == last ? dim - 4 * last : 4;
-                quad = quad == last ? 0 : quad + 1;
-            }
-        });
-        for (int i = 0; z + i < to; i += W) use(i, load(z + i));
-    }
-
-  private:
-    // C normals of each quad: one or two elements a sample take a part of what a call gives.
-    template <int C, class Use>
-    DF_INLINE void each_of(int vectors, Use use) {
-        using L = VectorLanes;
-        for (int k = 0; k < vectors; ++k) {
-            const uint32_t* from = words + 4 * W * k + (C <= 2 ? component / 2 * 2 * W : 0);
-            vu w[4];
-            memcpy(w, from, (C <= 2 ? 2 : 4) * sizeof(vu));
-            vf n[4], z[4];
-            box_muller<L>(w[0], w[1], n[0], n[1]);
-            if (C > 2) box_muller<L>(w[2], w[3], n[2], n[3]);
-            if constexpr (C == 1)
-                z[0] = component & 1 ? n[1] : n[0];
-            else if constexpr (C == 4)
-                transpose4(n, z);
-            else
-                interleave<C>(n, z);
-            for (int i = 0; i < C; ++i) use((C * k + i) * W, z[i]);
-        }
-    }
-};
-
-static void noise(const NoiseArgs& a, int64_t begin, int64_t end) {
-    NoiseBlock block(a.seed, a.start, a.dim, a.step, a.purpose, a.substream);
-    for (int64_t q = begin; q < end; q += kBlockQuads) {
-        const int64_t last = q + kBlockQuads < end ? q + kBlockQuads : end;
-        const int64_t from = QuadPosition(q, a.dim).element(a.dim);
-        const int count = int(QuadPosition(last, a.dim).element(a.dim) - from);
-        block.draw(q, last);
-        block.each_normal(q, last, [out = a.out + from, count](int i, vf z) {
-            if (i + W <= count)
-                store(out + i, z);
-            else if (i < count)
-                memcpy(out + i, &z, size_t(count - i) * sizeof(float));
-        });
-    }
-}
 
 // ---- element types
 
@@ -208,22 +56,35 @@ struct StepTensors {
     }
 };
 
-// W elements of the update. scale holds the guidance scale of each element's sample; z is looked at where s
-// is not 0.
+// What belongs to each element's sample: the guidance scale, its rescale and the dynamic threshold, or null.
+struct PerSample {
+    const float *scale, *factor, *threshold;
+
+    PerSample at(int i) const {
+        return {scale ? scale + i : nullptr, factor ? factor + i : nullptr,
+                threshold ? threshold + i : nullptr};
+    }
+};
+
+// W elements of the update; z is looked at where s is not 0.
 template <class E>
 DF_INLINE void update_vector(const StepRow& r, uint32_t terms, const StepTensors<E>& t, int i, vf z,
-                             const float* scale) {
+                             const PerSample& p) {
     const vf zero = splat(0.0f), x = E::get(t.x + i);
     vf F = t.F ? E::get(t.F + i) : zero;
     if (t.uncond) {
         const vf u = E::get(t.uncond + i);
-        F = fma(load(scale + i), F - u, u);
+        F = fma(load(p.scale + i), F - u, u);
+        if (p.factor) F = load(p.factor + i) * F;
     }
     vf m = zero, next = terms & kTermA ? splat(r.a) * x : zero;
     if (terms & (kTermB | kTermPush) || t.prediction) {
         if (terms & kTermPx) m = splat(r.p_x) * x;
         if (terms & kTermPF) m = fma(splat(r.p_F), F, m);
-        if (terms & kTermClip) m = max_keep_nan(splat(-r.clip), min_keep_nan(splat(r.clip), m));
+        if (p.threshold)
+            m = thresholded(m, load(p.threshold + i));
+        else if (terms & kTermClip)
+            m = max_keep_nan(splat(-r.clip), min_keep_nan(splat(r.clip), m));
         if (terms & kTermB) next = fma(splat(r.b), m, next);
     }
     if (terms & kTermE) next = fma(splat(r.e), F, next);
@@ -247,7 +108,7 @@ DF_INLINE void update_vector(const StepRow& r, uint32_t terms, const StepTensors
 // The last elements of a block go through a padded copy, so that both cases run the same code.
 template <class E>
 static void update_tail(const StepRow& r, uint32_t terms, const StepTensors<E>& t, int at, int left, vf z,
-                        const float* scale) {
+                        const PerSample& per_sample) {
     using T = typename E::T;
     T pad[9][W] = {};
     StepTensors<E> p = t;
@@ -263,7 +124,7 @@ static void update_tail(const StepRow& r, uint32_t terms, const StepTensors<E>& 
     p.uncond = in(t.uncond, 3);
     p.log_variance = in(t.log_variance, 4);
     for (int k = 0; k < 3; ++k) p.h[k] = in(t.h[k], 5 + k);
-    update_vector<E>(r, terms, p, 0, z, scale + at);
+    update_vector<E>(r, terms, p, 0, z, per_sample.at(at));
     memcpy(t.out + at, pad[0], size_t(left) * sizeof(T));
     if (t.prediction) memcpy(t.prediction + at, pad[8], size_t(left) * sizeof(T));
     if (r.flags & kPush)
@@ -285,9 +146,10 @@ template <Dtype D>
 static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
     using E = Element<D>;
     NoiseBlock block(a.seed, a.start, a.dim, a.step, kPurposeStep, 0);
-    alignas(64) float scale[4 * kBlockQuads + W];  // one scale for all: filled once
-    if (a.uncond_output && !a.guidance_stride)
+    alignas(64) float scale[4 * kBlockQuads + W], factor[4 * kBlockQuads + W], limit[4 * kBlockQuads + W];
+    if (a.uncond_output && !a.guidance_stride)  // one scale for all: filled once
         for (float& value : scale) value = *a.guidance_scale;
+    const PerSample per_sample{scale, a.factor ? factor : nullptr, a.threshold ? limit : nullptr};
     // The row of ddpm and ddim without clamp or guidance, x <- a x + e F + s z, has a loop without tests.
     const bool plain = (a.terms & ~kTermCin) == (kTermA | kTermE | kTermS) && a.model_output &&
                        !a.uncond_output && !a.log_variance && !a.prediction;
@@ -299,11 +161,13 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
         const StepTensors<E> t(a, from);
         if (a.uncond_output && a.guidance_stride)
             spread_per_sample(a.guidance_scale, a.dim, from, from + count, scale);
+        if (a.factor) spread_per_sample(a.factor, a.dim, from, from + count, factor);
+        if (a.threshold) spread_per_sample(a.threshold, a.dim, from, from + count, limit);
         const auto update = [&](int i, vf z) {
             if (i + W <= count)
-                update_vector<E>(a.row, a.terms, t, i, z, scale);
+                update_vector<E>(a.row, a.terms, t, i, z, per_sample);
             else if (i < count)
-                update_tail<E>(a.row, a.terms, t, i, count - i, z, scale);
+                update_tail<E>(a.row, a.terms, t, i, count - i, z, per_sample);
         };
         if (a.row.s == 0.0f) {
             for (int i = 0; i < count; i += W) update(i, splat(0.0f));
@@ -327,6 +191,67 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
                     update(i, z);
             });
         }
+    }
+}
+
+// A row of a tensor as floats.
+template <class E>
+static void to_floats(const typename E::T* from, int count, float* to) {
+    int i = 0;
+    for (; i + W <= count; i += W) store(to + i, E::get(from + i));
+    typename E::T rest[W] = {};
+    float last[W];
+    memcpy(rest, from + i, size_t(count - i) * sizeof(rest[0]));
+    store(last, E::get(rest));
+    memcpy(to + i, last, size_t(count - i) * sizeof(float));
+}
+
+// Sample by sample, in the order of memory: what the update needs to know of a sample as a whole.
+template <Dtype D>
+static void statistics_of(const StepArgs& a, int64_t begin, int64_t end, float* scratch, float* factor,
+                          float* threshold) {
+    using E = Element<D>;
+    using T = typename E::T;
+    const StepRow& r = a.row;
+    const RowGroup g{int(a.dim)};
+    const int dim = int(a.dim),
+              row = (dim + cpu::kStatisticsPadding - 1) / cpu::kStatisticsPadding * cpu::kStatisticsPadding;
+    float *F = scratch, *other = scratch + row;
+    for (int64_t i = begin; i < end; ++i) {
+        const auto read = [&](const void* tensor, float* to) {
+            to_floats<E>(static_cast<const T*>(tensor) + i * a.dim, dim, to);
+        };
+        if (a.model_output) read(a.model_output, F);
+        if (a.uncond_output) {
+            const float scale = a.guidance_scale[a.guidance_stride ? i : 0];
+            read(a.uncond_output, other);
+            for (int j = 0; j < dim; ++j) F[j] = fma(scale, F[j] - other[j], other[j]);
+            if (r.rescale != 0.0f) {
+                read(a.model_output, other);
+                factor[i] = rescale_factor(g, r.rescale, other, F);
+                for (int j = 0; j < dim; ++j) F[j] = factor[i] * F[j];
+            }
+        }
+        if (r.quantile == 0.0f) continue;
+        read(a.x, other);
+        for (int j = 0; j < dim; ++j) {
+            float m = a.terms & kTermPx ? r.p_x * other[j] : 0.0f;
+            if (a.terms & kTermPF) m = fma(r.p_F, a.model_output ? F[j] : 0.0f, m);
+            other[j] = m;
+        }
+        threshold[i] = dynamic_threshold(g, r.quantile, r.clip, other);
+    }
+}
+
+static void step_statistics(const StepArgs& a, int64_t begin, int64_t end, float* scratch, float* factor,
+                            float* threshold) {
+    switch (a.dtype) {
+        case Dtype::kFloat32:
+            return statistics_of<Dtype::kFloat32>(a, begin, end, scratch, factor, threshold);
+        case Dtype::kBfloat16:
+            return statistics_of<Dtype::kBfloat16>(a, begin, end, scratch, factor, threshold);
+        case Dtype::kFloat16:
+            return statistics_of<Dtype::kFloat16>(a, begin, end, scratch, factor, threshold);
     }
 }
 

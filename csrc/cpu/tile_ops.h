@@ -99,7 +99,10 @@ struct RowGroup {
     T sum(F term) const {
         float part[kParts];
         for (int i = 0; i < kParts; ++i) part[i] = i < n ? term(i) : 0.0f;
-        for (int j = kParts; j < n; ++j) part[j % kParts] += term(j);
+        int j = kParts;
+        for (; j + kParts <= n; j += kParts)
+            for (int i = 0; i < kParts; ++i) part[i] += term(j + i);
+        for (int i = 0; j + i < n; ++i) part[i] += term(j + i);
         for (int half = kParts / 2; half; half /= 2)
             for (int i = 0; i < half; ++i) part[i] += part[i + half];
         return part[0];
