@@ -75,7 +75,8 @@ Plan plan_from(const py::bytes& bytes) {
 
 py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, uint64_t seed, int threads,
               uintptr_t x_T, uintptr_t noise, uintptr_t trajectory, uintptr_t labels, int32_t label,
-              uintptr_t guidance, py::object progress) {
+              uintptr_t guidance, uintptr_t context, int64_t context_stride, uintptr_t fixed_mask,
+              uintptr_t fixed, int64_t fixed_stride, bool fixed_clean, py::object progress) {
     ChainArgs args{};
     const ProgramView view = program.view();
     check_range(n, view.dim, start);
@@ -88,6 +89,16 @@ py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, 
     args.label = label;
     args.guidance = pointer<const float>(guidance);
     require(!args.guidance || view.branches == 2, "guidance: the plan has one branch");
+    args.context = pointer<const float>(context);
+    args.context_stride = context_stride;
+    require(n == 0 || (context != 0) == (view.n_context > 0), "context: given without need, or needed");
+    require(context_stride == 0 || context_stride == view.n_context, "context: a stride of 0 or n_context");
+    args.fixed_mask = pointer<const uint8_t>(fixed_mask);
+    args.fixed = pointer<const float>(fixed);
+    args.fixed_stride = fixed_stride;
+    args.fixed_clean = fixed_clean;
+    require((fixed != 0) == (fixed_mask != 0), "fixed: mask and values go together");
+    require(fixed_stride == 0 || fixed_stride == view.dim, "fixed: a stride of 0 or dim");
     args.n = n;
     args.start = start;
     args.seed = seed;
@@ -204,7 +215,9 @@ PYBIND11_MODULE(_cpu, m) {
         .def_property_readonly("isa", [](const Program& p) { return p.kernels().name; })
         .def("run", &run, py::arg("out"), py::arg("n"), py::arg("start"), py::arg("seed"), py::arg("threads"),
              py::arg("x_T") = 0, py::arg("noise") = 0, py::arg("trajectory") = 0, py::arg("labels") = 0,
-             py::arg("label") = 0, py::arg("guidance") = 0, py::arg("progress") = py::none());
+             py::arg("label") = 0, py::arg("guidance") = 0, py::arg("context") = 0,
+             py::arg("context_stride") = 0, py::arg("fixed_mask") = 0, py::arg("fixed") = 0,
+             py::arg("fixed_stride") = 0, py::arg("fixed_clean") = false, py::arg("progress") = py::none());
     m.def("validate_plan", [](const py::bytes& plan) { plan_from(plan); });
     m.def("reverse_step", &reverse_step);
     m.def("prefer_huge_pages", &prefer_huge_pages);

@@ -30,6 +30,9 @@ struct Reader {
     }
 };
 
+// Values that no op writes: x, and the context where there is one.
+uint32_t inputs(const PlanHeader& h) { return h.n_context ? 2 : 1; }
+
 void check_header(const PlanHeader& h) {
     require(std::memcmp(h.magic, "DFPLAN\r\n", 8) == 0, "magic is not DFPLAN");
     require(h.version == kPlanVersion, "version is not 3");
@@ -38,12 +41,17 @@ void check_header(const PlanHeader& h) {
     require(h.n_ops >= 1 && h.n_ops <= kMaxOps, "n_ops is not in 1..256");
     require(h.n_tables >= 1 && h.n_tables <= kMaxTables, "n_tables is not in 1..2^20");
     require(h.n_classes <= kMaxTables, "n_classes is above 2^20");
-    require(h.n_values >= 2 && h.n_values <= h.n_ops + 1, "n_values is not in 2..n_ops + 1");
-    require(h.out_value >= 1 && h.out_value < h.n_values, "out_value names no computed value");
+    require(h.n_context <= kMaxWidth, "n_context is above 2048");
+    require(h.n_values > inputs(h) && h.n_values <= h.n_ops + inputs(h), "n_values does not fit n_ops");
+    require(h.out_value >= inputs(h) && h.out_value < h.n_values, "out_value names no computed value");
+    require(h.n_prologue <= h.n_ops, "n_prologue is above n_ops");
     require((h.terms & ~uint32_t(kTermsAll)) == 0, "terms has unknown bits");
     require(h.branches == 1 || h.branches == 2, "branches is not 1 or 2");
-    require(h.branches == 1 || h.n_classes >= 2, "guidance needs at least one class beside the null class");
-    require(h.reserved[0] == 0 && h.reserved[1] == 0, "reserved header fields are not zero");
+    require(h.branches == 1 || h.n_classes >= 2 || h.null_context >= 0,
+            "guidance needs a class beside the null class, or a null context");
+    require(h.null_context == -1 || (h.n_context > 0 && h.branches == 2),
+            "a null context without context, or with one branch");
+    require(h.reserved == 0, "the reserved header field is not zero");
 }
 
 uint32_t terms_of(const StepRow& r) {
@@ -99,7 +107,7 @@ struct Values {
     std::vector<uint32_t> filled;
 
     explicit Values(const Plan& plan) : p(plan), filled(plan.header.n_values, 0) {
-        filled[0] = plan.widths[0];
+        for (uint32_t i = 0; i < inputs(plan.header); ++i) filled[i] = plan.widths[i];
     }
 
     uint32_t width(uint32_t value) const {
@@ -208,8 +216,18 @@ void check_op(const Plan& p, const TileOp& op, Values& values) {
     values.write(op.dst, 0, op.n_out);
 }
 
+void check_prologue_op(const TileOp& op) {
+    const OpKind kind = OpKind(op.kind);
+    require(kind == OpKind::kTable || op.src != 0, "an op of the prologue reads x");
+    require(kind != OpKind::kBinary || op.extra != 0, "an op of the prologue reads x");
+    require(op.step_table == -1, "an op of the prologue has a step table");
+    require(kind != OpKind::kTable || TableFunction(op.function) != TableFunction::kJoint,
+            "an op of the prologue has a joint table");
+}
+
 void check_ops(const Plan& p) {
     Values values(p);
+    for (uint32_t i = 0; i < p.header.n_prologue; ++i) check_prologue_op(p.ops[i]);
     for (const TileOp& op : p.ops) check_op(p, op, values);
     for (size_t i = 0; i < p.widths.size(); ++i)
         require(values.filled[i] == p.widths[i], "a value is not written in full");
@@ -230,9 +248,11 @@ Plan parse_plan(const uint8_t* bytes, size_t size) {
     p.widths.resize(p.header.n_values);
     for (uint32_t w : p.widths) require(w >= 1 && w <= kMaxWidth, "a value's width is not in 1..2048");
     require(p.widths[0] == p.header.dim, "value 0 is not dim wide");
+    require(p.header.n_context == 0 || p.widths[1] == p.header.n_context, "value 1 is not n_context wide");
     p.ops = in.take<TileOp>(p.header.n_ops, "the ops");
     p.blob = in.take<float>(p.header.n_floats, "the blob");
     require(in.left == 0, "bytes follow the blob");
+    check_array(p, p.header.null_context, 1, p.header.n_context, "the null context");
     check_rows(p);
     check_ops(p);
     return p;

@@ -16,7 +16,10 @@ struct PlanHeader {
     char magic[8];  // "DFPLAN\r\n"
     uint32_t version, dim, n_rows, n_ops, n_tables, n_classes, n_values, out_value, terms, branches;
     uint64_t n_floats;
-    uint32_t reserved[2];
+    uint32_t n_context;   // width of value 1, a sample's context; 0 without
+    uint32_t n_prologue;  // the first ops, which read neither x nor the step: once for a sample's whole chain
+    int64_t null_context;  // offset of the second branch's context, -1: the sample's own
+    uint64_t reserved;
 };
 
 enum RowFlags : uint32_t { kEval = 1, kPush = 2 };
@@ -109,7 +112,7 @@ struct TileOp {
     int64_t weight, bias, step_table, class_table;
 };
 
-static_assert(sizeof(PlanHeader) == 64 && sizeof(StepRow) == 80 && sizeof(TileOp) == 64, "wire layout");
+static_assert(sizeof(PlanHeader) == 80 && sizeof(StepRow) == 80 && sizeof(TileOp) == 64, "wire layout");
 
 struct Plan {
     PlanHeader header;

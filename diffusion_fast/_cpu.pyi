@@ -20,6 +20,12 @@ class Program:
         labels: int = 0,
         label: int = 0,
         guidance: int = 0,
+        context: int = 0,
+        context_stride: int = 0,
+        fixed_mask: int = 0,
+        fixed: int = 0,
+        fixed_stride: int = 0,
+        fixed_clean: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[int, list[int]]: ...
 

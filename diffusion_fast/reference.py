@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,6 +56,28 @@ BINARY_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """Coordinates that are given: the replacement method (Song et al. 2021, appendix I.2).
+
+    They are set to their values before each evaluation, with the noise of that row's level unless clean, and
+    exactly in the end. mask: (*shape) bool, values: (n, *shape) or (1, *shape) float32.
+    """
+
+    mask: Tensor
+    values: Tensor
+    clean: bool = False
+
+    def at_level(self, x: Tensor, signal: float, noise: float, seed: int, row: int, start: int) -> Tensor:
+        if self.clean:
+            return self.exact(x)
+        z = _normal(len(x), math.prod(x.shape[1:]), seed, row, "forward", start).reshape(x.shape)
+        return torch.where(self.mask, signal * self.values.to(x.dtype) + noise * z.to(x.dtype), x)
+
+    def exact(self, x: Tensor) -> Tensor:
+        return torch.where(self.mask, self.values.to(x.dtype), x)
+
+
 def run(
     plan: Plan,
     n: int,
@@ -63,30 +86,33 @@ def run(
     start: int = 0,
     labels: Tensor | int | None = None,
     guidance: Tensor | None = None,
+    context: Tensor | None = None,
     x_T: Tensor | None = None,
     noise: Tensor | None = None,
+    fixed: Fixed | None = None,
     dtype: torch.dtype = torch.float32,
     return_trajectory: bool = False,
 ) -> Tensor:
     """Samples start .. start + n of the seed's stream, (n, dim) in dtype.
 
     labels: an int or (n,) integers below n_classes, for a plan with classes. guidance: (n,) scales in place
-    of the rows' own, for a plan with two branches. x_T: (n, dim) start values
-    instead of the stream's. noise: (n_rows, n, dim) normals instead of the stream's. return_trajectory:
-    (n_rows + 1, n, dim), from x_T to the samples. Ho et al. 2020, algorithm 2, with the row's general
-    coefficients.
+    of the rows' own, for a plan with two branches. context: (n, n_context) or (n_context,), for a plan with a
+    context. x_T: (n, dim) start values instead of the stream's. noise: (n_rows, n, dim) normals instead of
+    the stream's. fixed: coordinates that are given. return_trajectory: (n_rows + 1, n, dim), from x_T to the
+    samples. Ho et al. 2020, algorithm 2, with the row's general coefficients.
     """
     n, start = _checks.sample_range(n, start)
     y = _class_indices(plan, n, labels)
     x = (_normal(n, plan.dim, seed, 0, "initial", start) if x_T is None else x_T).to(dtype)
     history = [torch.zeros_like(x) for _ in range(3)]
     trajectory = [x]
+    conditions = y, None if context is None else context.to(dtype).expand(n, -1)
     for i, row in enumerate(plan.rows):
-        model_output = (
-            _guided(plan, row, float(row["c_in"]) * x, y, guidance)
-            if row["flags"] & EVAL
-            else torch.zeros_like(x)
-        )
+        model_output = torch.zeros_like(x)
+        if row["flags"] & EVAL:
+            if fixed is not None:
+                x = fixed.at_level(x, float(row["signal"]), float(row["noise"]), seed, i, start)
+            model_output = _guided(plan, row, float(row["c_in"]) * x, conditions, guidance)
         z = None
         if row["s"] != 0:
             z = (_normal(n, plan.dim, seed, i, "step", start) if noise is None else noise[i]).to(dtype)
@@ -94,16 +120,26 @@ def run(
         x, m = _advance(x, model_output, z, history, coefficients, plan.terms)
         if row["flags"] & PUSH:
             history = [m, *history[:2]]
+        if fixed is not None and i + 1 == len(plan.rows):
+            x = fixed.exact(x)
         trajectory.append(x)
     return torch.stack(trajectory) if return_trajectory else x
 
 
 def net(
-    plan: Plan | TileProgram, u: Tensor, table: Tensor | int, labels: Tensor | int | None = None
+    plan: Plan | TileProgram,
+    u: Tensor,
+    table: Tensor | int,
+    labels: Tensor | int | None = None,
+    context: Tensor | None = None,
 ) -> Tensor:
-    """The network once: u (n, dim), table and labels an index each or (n,) of them -> (n, dim) in u's
-    dtype."""
+    """The network once: u (n, dim), table and labels an index each or (n,) of them, context (n, n_context) ->
+    (n, dim) in u's dtype."""
     values = {0: u}
+    if plan.n_context:
+        if context is None or context.shape != (len(u), plan.n_context):
+            raise _checks.bad_value("context", context, f"a tensor of shape {(len(u), plan.n_context)}")
+        values[1] = context
     for op in plan.operations if isinstance(plan, Plan) else plan.ops:
         if isinstance(op, LinearOp):
             start = _init(op, plan, u, table, labels)
@@ -267,15 +303,26 @@ def thresholded(x0: Tensor, ratio: float, most: float) -> Tensor:
     return x0.clamp(-q, q) / q
 
 
-def _guided(plan: Plan, row: Any, u: Tensor, labels: Tensor | None, guidance: Tensor | None) -> Tensor:
+def _guided(
+    plan: Plan,
+    row: Any,
+    u: Tensor,
+    conditions: tuple[Tensor | None, Tensor | None],
+    guidance: Tensor | None,
+) -> Tensor:
     """F of one branch, or the guided F of two; a row with s = 1 is outside of the guided interval.
 
-    guidance: (n,), each sample's own s.
+    conditions: labels (n,) and context (n, n_context). guidance: (n,), each sample's own s.
     """
-    conditional = net(plan, u, int(row["table"]), labels)
+    labels, context = conditions
+    conditional = net(plan, u, int(row["table"]), labels, context)
     if plan.branches == 1 or row["guidance"] == 1:
         return conditional
-    unconditional = net(plan, u, int(row["table"]), plan.n_classes - 1)
+    null_class = plan.n_classes - 1 if plan.n_classes else None
+    if plan.null_context >= 0:
+        null = plan.blob[plan.null_context : plan.null_context + plan.n_context]
+        context = _cast(null, u).expand(len(u), -1)
+    unconditional = net(plan, u, int(row["table"]), null_class, context)
     scale = float(row["guidance"]) if guidance is None else guidance
     return guided(conditional, unconditional, scale, float(row["rescale"]))
 

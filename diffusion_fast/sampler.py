@@ -6,8 +6,10 @@ size and number of threads.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffusion_fast import _checks, _cpu, _tensors, capture, ops, plan, reference, solvers
+from diffusion_fast import _checks, _cpu, _tensors, capture, ops, plan, reference, sampler_checks, solvers
+from diffusion_fast.conditions import conditions_of, fixed_of
+from diffusion_fast.guidance import guidance_of, one_of, scales_of
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
-from diffusion_fast.solvers.table import StepTable
+from diffusion_fast.solvers.levels import levels_at
 from diffusion_fast.standardiser import Standardiser
 from diffusion_fast.threads import resolve as resolve_threads
-from diffusion_fast.torch_chain import MODULE_CHUNK, Call, run_module
+from diffusion_fast.torch_chain import MODULE_CHUNK, Call, Network, run_module
 
 BACKENDS = ("auto", "native", "torch")
 
@@ -29,14 +33,22 @@ BACKENDS = ("auto", "native", "torch")
 class Sampler:
     """Draws samples from a trained denoiser.
 
-    model: an nn.Module in eval mode, called as model(x, t) or, with classes, model(x, t, y); x is (B, *shape)
-    float32, t (B,), y (B,) int64. schedule: its NoiseSchedule, SigmaSchedule or FlowSchedule.
+    model: an nn.Module in eval mode, called as model(x, t), then y with classes, then its context; x is
+    (B, *shape) float32, t (B,), y (B,) int64. schedule: its NoiseSchedule, SigmaSchedule or FlowSchedule.
     shape: of one sample; taken from model.shape where the model has it. solver: a name of solvers.SOLVERS,
     with its own options as further keywords (variance, eta, spacing, timesteps, sigmas; see that function).
     steps: levels to visit, all by default. prediction_type: "epsilon", "sample", "v_prediction", "score",
     "edm" or "flow" (solvers.levels.GridOptions). clip: clamp of the predicted x0 to [-clip, clip].
-    n_classes: of a conditional model, the null class not counted; taken from model.n_classes. guidance_scale
-    s: F = u + s (c - u), 1 = none; or guidance_weight w = s - 1 (Ho & Salimans 2022).
+    dynamic_threshold: a ratio in (0, 1], such as 0.995: x0 is clamped to that quantile of |x0| over the
+    sample, limited to [1, clip], and divided by it (Saharia et al. 2022, section 2.3).
+    n_classes: of a conditional model, the null class not counted; taken from model.n_classes. null_class:
+    whether the model has a row for it, index n_classes.
+    context_shape: of what else the model reads for each sample, float32: a size or shape for one more
+    positional argument, or a dict of them by the names of the model's arguments. null_context: its value in
+    the unconditional branch, a number for all elements or one row of it.
+    guidance_scale s: F = u + s (c - u), 1 = none; or guidance_weight w = s - 1 (Ho & Salimans 2022); u is of
+    the null class and the null context. guidance_interval: (first, last), only rows first .. last - 1 of the
+    table are guided. guidance_rescale: phi of Lin et al. 2024, section 3.4, in [0, 1].
     time_input: what the model takes for t: "index" (0-based), "index1", "unit" ((t + 1) / T, or the time of a
     flow), "sigma", "log_sigma/4".
     backend: "native" runs the fused kernel or says why it cannot; "torch" runs the module with plain torch
@@ -57,9 +69,15 @@ class Sampler:
         steps: int | None = None,
         prediction_type: str = "epsilon",
         clip: float | None = None,
+        dynamic_threshold: float | None = None,
         guidance_scale: float | None = None,
         guidance_weight: float | None = None,
+        guidance_interval: tuple[int, int] | None = None,
+        guidance_rescale: float | None = None,
         n_classes: int | None = None,
+        null_class: bool = True,
+        context_shape: Any = None,
+        null_context: Any = None,
         time_input: str = "index",
         backend: str = "auto",
         precision: str = "float32",
@@ -68,24 +86,35 @@ class Sampler:
         **solver_options: Any,
     ) -> None:
         _checks.choice("time_input", time_input, capture.TIME_INPUTS)
-        _check_model(model, schedule, time_input)
+        sampler_checks.check_model(model, schedule, time_input)
         _checks.choice("backend", backend, BACKENDS)
         _checks.choice("precision", precision, ["float32"])
         if device is not None:
             _checks.choice("device", str(device), ["cpu"])
         self.model = model
         self.schedule = schedule
-        self.shape = _sample_shape(model, shape)
-        self.n_classes = _class_count(model, n_classes)
+        self.shape = sampler_checks.sample_shape(model, shape)
+        self.conditions = conditions_of(model, n_classes, null_class, context_shape, null_context)
+        self.n_classes = self.conditions.n_classes
         self.time_input = time_input
-        self.standardiser = _check_standardiser(standardiser, self.shape)
-        self.guidance = _guidance(guidance_scale, guidance_weight, self.n_classes)
+        self.standardiser = sampler_checks.check_standardiser(standardiser, self.shape)
+        asked = guidance_scale, guidance_weight, guidance_interval, guidance_rescale
+        self.guidance = guidance_of(*asked, elements=prod(self.shape))
+        if self.guidance is not None and not self.conditions.has_null:
+            name, given = one_of(guidance_scale, guidance_weight)
+            accepted = "None, for there is no null class (n_classes, null_class) and no null_context"
+            raise _checks.bad_value(name, given, accepted)
         # an index takes the timestep nearest to a level between two, a continuous time its own
         if time_input in capture.CONTINUOUS_TIME and "fractional_time" in solvers.options_of(solver):
             solver_options = {"fractional_time": True} | solver_options
         common = {"steps": steps, "prediction_type": prediction_type, "clip": clip}
         table = solvers.solve(solver, schedule, **common, **solver_options)
-        self.table = _with_guidance(table, self.guidance)
+        if dynamic_threshold is not None:
+            table = sampler_checks.with_threshold(table, dynamic_threshold, clip)
+        if self.guidance is not None:
+            table = self.guidance.on(table)
+        signal, noise = levels_at(schedule, table.timesteps)
+        self.table = table.replace(signal=signal, noise=noise)
         self._times = capture.network_time(table.table_timesteps, time_input, schedule)
         self.backend = backend
         self.plan: plan.Plan | None = None
@@ -96,10 +125,12 @@ class Sampler:
         self._fingerprint = capture.weights_fingerprint(model)
 
     def _capture(self, required: bool) -> None:
-        classes = self.n_classes + 1 if self.n_classes else 0
+        call, null = self.conditions.call, self.conditions.null_context
         times = self.table.table_timesteps.tolist()
+        how = call.n_classes, self.schedule, self.time_input, call.context
         try:
-            program = capture.capture(self.model, self.shape, times, classes, self.schedule, self.time_input)
+            program = capture.capture(self.model, self.shape, times, *how)
+            program = replace(program, null_context=None if null is None else null.numpy())
             self.plan = plan.build_plan(self.table, program, branches=2 if self.guidance is not None else 1)
         except capture.CaptureError as reason:
             if required:
@@ -117,7 +148,13 @@ class Sampler:
         *,
         seed: int | torch.Generator = 0,
         start: int = 0,
-        labels: int | Tensor | None = None,
+        labels: int | Tensor | np.ndarray | None = None,
+        context: Tensor | dict[str, Tensor] | None = None,
+        guidance_scale: Tensor | None = None,
+        guidance_weight: Tensor | None = None,
+        fixed_mask: Tensor | None = None,
+        fixed_values: Tensor | None = None,
+        fixed_clean: bool = False,
         x_T: Tensor | None = None,
         noise: Tensor | None = None,
         return_trajectory: bool = False,
@@ -128,7 +165,14 @@ class Sampler:
         """Samples start .. start + n - 1 of the seed's stream: (n, *shape) float32 on the CPU.
 
         seed: int in [0, 2^64), or a torch.Generator from which one is drawn. labels: an int or (n,) integers
-        in [0, n_classes], n_classes being the null class, which None means too. x_T (n, *shape) and noise
+        in [0, n_classes], n_classes being the null class, which None means too. context: (n, *context_shape)
+        float32, or one row for all samples; a dict of them where the inputs have names. guidance_scale or
+        guidance_weight: (n,), each sample's own, in place of the sampler's.
+        fixed_mask (*shape) bool, fixed_values (n, *shape) or (*shape): coordinates that are given, in the
+        units of the samples; before each evaluation they are set to their values with the noise of that level
+        (the replacement method, Song et al. 2021, appendix I.2), with fixed_clean without noise (as planners
+        and policies are trained, Janner et al. 2022), and in the end to the values themselves.
+        x_T (n, *shape) and noise
         (rows, n, *shape), float32, replace the stream's. return_trajectory: (rows + 1, n, *shape), from x_T
         to the samples. out: a contiguous float32 tensor or array to write to. threads: at most so
         many of the fused chain; default DIFFUSION_FAST_THREADS, else torch.get_num_threads().
@@ -137,61 +181,57 @@ class Sampler:
         Raises TypeError or ValueError naming the argument before anything is written, RuntimeError when the
         model's weights have changed since the sampler was made.
         """
-        count, first = _checks.sample_range(n, start)
-        if not isinstance(seed, torch.Generator):
-            _checks.seed("seed", seed)
-        workers = resolve_threads(threads)
-        _checks.flag("return_trajectory", return_trajectory)
-        _checks.flag("progress", progress)
-        y = self._labels(labels, count)
-        rows = len(self.table)
-        begin = None if x_T is None else _finite_input("x_T", x_T, (count, *self.shape))
-        z = None if noise is None else _finite_input("noise", noise, (rows, count, *self.shape))
-        self._check_weights()
-        shape = (rows + 1, count, *self.shape) if return_trajectory else (count, *self.shape)
+        asked = (labels, context, guidance_scale, guidance_weight, fixed_mask, fixed_values, fixed_clean)
+        call = self._prepare(n, seed, start, *asked, x_T, noise, return_trajectory, progress, threads)
+        shape = self._output_shape(call)
         if out is None:
             target = _tensors.allocate(shape)
         else:
-            target = _tensors.output("out", out, torch.float32, shape, [begin, z], in_place=False)
-        key = _checks.seed("seed", seed)  # drawn last: a refused call leaves the generator as it was
-        if count:
-            run = self._run_native if self._program is not None else self._run_module
-            report = tqdm(total=count, unit="sample", unit_scale=True) if progress else None
-            try:
-                run(target, Call(count, first, key, workers, y, begin, z, return_trajectory, report))
-                if report is not None:
-                    report.update(count - report.n)
-            finally:
-                if report is not None:
-                    report.close()
-        if self.standardiser is not None:
-            for part in target.view(-1, *self.shape).split(MODULE_CHUNK):
-                part.copy_(self.standardiser.inverse(part))
+            target = _tensors.output("out", out, torch.float32, shape, [call.x_T, call.noise], in_place=False)
+        # drawn last: a refused call leaves the generator as it was
+        self._draw(replace(call, seed=_checks.seed("seed", seed)), target, progress)
         return target
 
-    def stream(self, n: int, chunk_size: int = 1 << 18, **options: Any) -> Iterator[Tensor]:
-        """The samples of `sample(n, **options)` in chunks of at most chunk_size, in bounded memory.
+    def stream(
+        self,
+        n: int,
+        chunk_size: int = 1 << 18,
+        *,
+        seed: int | torch.Generator = 0,
+        start: int = 0,
+        labels: int | Tensor | np.ndarray | None = None,
+        context: Tensor | dict[str, Tensor] | None = None,
+        guidance_scale: Tensor | None = None,
+        guidance_weight: Tensor | None = None,
+        fixed_mask: Tensor | None = None,
+        fixed_values: Tensor | None = None,
+        fixed_clean: bool = False,
+        return_trajectory: bool = False,
+        progress: bool = False,
+        threads: int | None = None,
+        **unknown: Any,
+    ) -> Iterator[Tensor]:
+        """The samples of `sample(n, ...)` in chunks of at most chunk_size, in bounded memory.
 
         The arguments are checked at the call, before the first chunk is asked for. out, x_T and noise, which
         belong to whole calls, are not accepted.
         """
-        count, first = _checks.sample_range(n, options.pop("start", 0))
+        for name in unknown:
+            if name in ("out", "x_T", "noise"):
+                raise _checks.bad_value(name, unknown[name], "nothing here: call sample for each chunk")
+            raise TypeError(f"stream: got an unknown argument {name!r}; accepted: those of sample")
+        asked = (labels, context, guidance_scale, guidance_weight, fixed_mask, fixed_values, fixed_clean)
+        call = self._prepare(n, seed, start, *asked, None, None, return_trajectory, progress, threads)
         size = _checks.integer("chunk_size", chunk_size, 1)
-        for name in ("out", "x_T", "noise"):
-            if name in options:
-                raise _checks.bad_value(name, options[name], "nothing here: call sample for each chunk")
-        seed = options.pop("seed", 0)
-        y = self._labels(options.pop("labels", None), count)
-        # checks the rest; with the labels of no sample, for a guided sampler wants some
-        self.sample(0, labels=y[:0] if isinstance(y, Tensor) else y, **options)
-
-        key = _checks.seed("seed", seed)
+        call = replace(call, seed=_checks.seed("seed", seed))
 
         def chunks() -> Iterator[Tensor]:
-            for at in range(0, count, size):
-                m = min(size, count - at)
-                part = y[at : at + m] if isinstance(y, Tensor) else y
-                yield self.sample(m, seed=key, start=first + at, labels=part, **options)
+            for at in range(0, call.n, size):
+                self._check_weights()
+                part = call.part(at, min(at + size, call.n))
+                target = _tensors.allocate(self._output_shape(part))
+                self._draw(part, target, progress)
+                yield target
 
         return chunks()
 
@@ -207,7 +247,7 @@ class Sampler:
                 f"plan {self.plan.hash[:16]}: {self.plan.flops_per_sample_step} flop a sample and step"
             )
         if self.guidance is not None:
-            head.append(f"guidance: u + {self.guidance:g} (c - u), two evaluations a row")
+            head.append(f"guidance: {self.guidance.explain(len(self.table))}")
         return "\n".join(head + [f"  {line}" for line in self._notes])
 
     def __setattr__(self, key: str, value: Any) -> None:
@@ -218,12 +258,75 @@ class Sampler:
     def __repr__(self) -> str:
         return f"Sampler({type(self.model).__name__}, {self.table!r}, backend={self.backend!r})"
 
-    # ---- the two ways to run
+    # ---- one call
+
+    def _prepare(
+        self,
+        n: Any,
+        seed: Any,
+        start: Any,
+        labels: Any,
+        context: Any,
+        guidance_scale: Any,
+        guidance_weight: Any,
+        fixed_mask: Any,
+        fixed_values: Any,
+        fixed_clean: Any,
+        x_T: Any,
+        noise: Any,
+        return_trajectory: Any,
+        progress: Any,
+        threads: Any,
+    ) -> Call:
+        """The arguments of a call, checked; its seed is drawn later."""
+        count, first = _checks.sample_range(n, start)
+        if not isinstance(seed, torch.Generator):
+            _checks.seed("seed", seed)
+        _checks.flag("progress", progress)
+        self._check_weights()
+        return Call(
+            count,
+            first,
+            seed=0,
+            threads=resolve_threads(threads),
+            labels=self.conditions.labels(labels, count, guided=self.guidance is not None),
+            context=self.conditions.context(context, count),
+            guidance=scales_of(self.guidance, guidance_scale, guidance_weight, count),
+            fixed=fixed_of(fixed_mask, fixed_values, fixed_clean, count, self.shape),
+            x_T=None if x_T is None else sampler_checks.finite_input("x_T", x_T, (count, *self.shape)),
+            noise=None
+            if noise is None
+            else sampler_checks.finite_input("noise", noise, (len(self.table), count, *self.shape)),
+            trajectory=_checks.flag("return_trajectory", return_trajectory),
+        )
+
+    def _output_shape(self, call: Call) -> tuple[int, ...]:
+        shape = (call.n, *self.shape)
+        return (len(self.table) + 1, *shape) if call.trajectory else shape
+
+    def _draw(self, given: Call, target: Tensor, progress: bool) -> None:
+        call, fixed = given, given.fixed
+        if fixed is not None and self.standardiser is not None:
+            inside = self.standardiser.transform(fixed.values)
+            call = replace(given, fixed=replace(fixed, values=inside))
+        if call.n:
+            run = self._run_native if self._program is not None else self._run_module
+            with tqdm(total=call.n, unit="sample", unit_scale=True, disable=not progress) as bar:
+                call = replace(call, bar=bar if progress else None)
+                run(target, call)
+                bar.update(call.n - bar.n)
+        if self.standardiser is None:
+            return
+        for part in target.view(-1, *self.shape).split(MODULE_CHUNK):
+            part.copy_(self.standardiser.inverse(part))
+        if fixed is not None:  # there and back rounds
+            last = target[-1] if call.trajectory else target
+            last[:, fixed.mask] = fixed.values.expand(call.n, *self.shape)[:, fixed.mask]
 
     def _run_native(self, target: Tensor, call: Call) -> None:
         assert self._program is not None
         last = _tensors.allocate((call.n, *self.shape)) if call.trajectory else target
-        labels = call.labels
+        labels, context, fixed = call.labels, call.context, call.fixed
         bad, rows = self._program.run(
             last.data_ptr(),
             call.n,
@@ -235,36 +338,29 @@ class Sampler:
             trajectory=target.data_ptr() if call.trajectory else 0,
             labels=labels.data_ptr() if isinstance(labels, Tensor) else 0,
             label=labels if isinstance(labels, int) else 0,
+            guidance=0 if call.guidance is None else call.guidance.data_ptr(),
+            context=0 if context is None else context.data_ptr(),
+            context_stride=0 if context is None or len(context) == 1 else context.shape[1],
+            fixed_mask=0 if fixed is None else fixed.mask.data_ptr(),
+            fixed=0 if fixed is None else fixed.values.data_ptr(),
+            fixed_stride=0 if fixed is None or len(fixed.values) == 1 else prod(self.shape),
+            fixed_clean=fixed is not None and fixed.clean,
             progress=call.show if call.bar is not None else None,
         )
-        _warn_not_finite(bad, call.n, [call.start + row for row in rows])
+        sampler_checks.warn_not_finite(bad, call.n, [call.start + row for row in rows])
 
     def _run_module(self, target: Tensor, call: Call) -> None:
         step = reference.reverse_step_ref if self.backend == "torch" else ops.reverse_step
-        null = self.n_classes if self.guidance is not None else None
-        bad = run_module(self.model, self.table, self._times, self.shape, call, target, step, null)
-        _warn_not_finite(len(bad), call.n, bad[:8])
+        guided = self.guidance is not None
+        network = Network(self.model, self.conditions, self._times, self.shape, guided)
+        bad = run_module(network, self.table, call, target, step)
+        sampler_checks.warn_not_finite(len(bad), call.n, bad[:8])
 
     # ---- checks at call time
 
-    def _labels(self, labels: Any, n: int) -> Tensor | int | None:
-        """None without classes; an int, or (n,) int32 in [0, n_classes]."""
-        if not self.n_classes:
-            if labels is not None:
-                raise _checks.bad_value("labels", labels, "None, for the model has no classes (n_classes)")
-            return None
-        accepted = f"an integer from 0 to {self.n_classes} (the null class), or ({n},) of them"
-        if labels is None:
-            if self.guidance is not None:
-                raise _checks.bad_value("labels", labels, accepted + ", for a guided sampler")
-            return self.n_classes
-        if not isinstance(labels, (Tensor, np.ndarray, list, tuple)):
-            return _checks.integer("labels", labels, 0, self.n_classes)
-        return _checks.class_labels("labels", labels, n, self.n_classes, accepted).to(torch.int32)
-
     def _check_weights(self) -> None:
         # The kernel runs what was captured; a part switched to train mode since then matters to torch alone.
-        _check_eval_mode([self.model] if self._program is not None else self.model.modules())
+        sampler_checks.check_eval_mode([self.model] if self._program is not None else self.model.modules())
         self._check_fingerprint()
 
     def _check_fingerprint(self) -> None:
@@ -285,116 +381,20 @@ class Sampler:
         self._fingerprint = capture.weights_fingerprint(self.model)
 
 
-_CALL_TIME = ("seed", "start", "labels", "x_T", "noise", "return_trajectory", "out", "progress", "threads")
+_CALL_TIME = frozenset(inspect.signature(Sampler.sample).parameters) - {"self", "n"}
 
 
 def sample(
     model: nn.Module, schedule: NoiseSchedule | SigmaSchedule | FlowSchedule, n: int, **options: Any
 ) -> Tensor:
-    """Sampler(model, schedule, **plan-time options).sample(n, **call-time options): (n, *shape) float32."""
-    call = {name: options.pop(name) for name in _CALL_TIME if name in options}
+    """Sampler(model, schedule, **plan-time options).sample(n, **call-time options): (n, *shape) float32.
+
+    guidance_scale or guidance_weight as a tensor is each sample's own.
+    """
+    call = {name: options.pop(name) for name in _CALL_TIME & set(options)}
+    for name, ungraded in (("guidance_scale", 2.0), ("guidance_weight", 1.0)):
+        if name in call and not isinstance(call[name], Tensor):
+            options[name] = call.pop(name)
+        elif name in call:
+            options[name] = ungraded  # the plan needs a second branch, whatever its scale
     return Sampler(model, schedule, **options).sample(n, **call)
-
-
-# ---- checks at plan time
-
-
-def _check_model(model: Any, schedule: Any, time_input: str) -> None:
-    if not isinstance(model, nn.Module):
-        raise _checks.bad_type("model", model, "a torch.nn.Module")
-    _check_eval_mode(model.modules())
-    if not isinstance(schedule, (NoiseSchedule, SigmaSchedule, FlowSchedule)):
-        raise _checks.bad_type("schedule", schedule, "a NoiseSchedule, SigmaSchedule or FlowSchedule")
-    limit = getattr(model, "n_steps", None)
-    counts = isinstance(schedule, NoiseSchedule) or time_input not in capture.CONTINUOUS_TIME
-    if counts and isinstance(limit, int) and schedule.n_steps > limit:
-        raise _checks.bad_value("schedule", f"{schedule.n_steps} steps", f"at most model.n_steps = {limit}")
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.device.type != "cpu":
-            raise _checks.bad_value("model", f"{name} on {tensor.device}", "a module on the CPU: model.cpu()")
-        if tensor.is_floating_point():
-            _checks.finite(f"model.{name}", tensor.detach())
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise _checks.bad_value(f"model.{name}", parameter, "float32 weights: model.float()")
-
-
-def _check_eval_mode(parts: Iterable[nn.Module]) -> None:
-    for part in parts:
-        if part.training:
-            given = f"{type(part).__name__} in train mode"
-            raise _checks.bad_value("model", given, "one in eval mode: call model.eval()")
-
-
-def _sample_shape(model: nn.Module, shape: Any) -> tuple[int, ...]:
-    own = getattr(model, "shape", None)
-    given = own if shape is None else shape
-    if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
-        given = (given,)
-    if not isinstance(given, (tuple, list, torch.Size)) or not given:
-        raise _checks.bad_type(
-            "shape", given, "the shape of one sample, a tuple of positive integers such as (3,)"
-        )
-    sizes = tuple(_checks.integer("shape", size, 1, 1 << 32) for size in given)
-    if isinstance(own, tuple) and sizes != own:
-        raise _checks.bad_value("shape", sizes, f"the model's own {own}")
-    return sizes
-
-
-def _class_count(model: nn.Module, n_classes: Any) -> int:
-    own = getattr(model, "n_classes", None)
-    if n_classes is None:
-        return own or 0
-    count = _checks.integer("n_classes", n_classes, 1, plan.MAX_CLASSES - 1)
-    if own is not None and own != count:
-        raise _checks.bad_value("n_classes", count, f"the model's own {own}")
-    return count
-
-
-def _guidance(scale: Any, weight: Any, n_classes: int) -> float | None:
-    """The scale s of u + s (c - u), or None for no guidance."""
-    if scale is None and weight is None:
-        return None
-    if scale is not None and weight is not None:
-        raise _checks.bad_value("guidance_weight", weight, "None where guidance_scale is given: s = 1 + w")
-    if not n_classes:
-        name, given = ("guidance_scale", scale) if weight is None else ("guidance_weight", weight)
-        raise _checks.bad_value(name, given, "None, for the model has no classes (n_classes)")
-    top = 1e38  # that float32 holds, and twice over for the products
-    if weight is None:
-        return _checks.real("guidance_scale", scale, -top, top)
-    return 1 + _checks.real("guidance_weight", weight, -top, top)
-
-
-def _with_guidance(table: StepTable, guidance: float | None) -> StepTable:
-    if guidance is None:
-        return table
-    rows = table.rows.copy()
-    rows["guidance"] = guidance
-    return StepTable(rows, table.timesteps, table.table_timesteps, table.solver)
-
-
-def _check_standardiser(standardiser: Any, shape: tuple[int, ...]) -> Standardiser | None:
-    if standardiser is not None:
-        if not isinstance(standardiser, Standardiser):
-            raise _checks.bad_type("standardiser", standardiser, "a Standardiser or None")
-        if shape != (standardiser.dim,):
-            raise _checks.bad_value(
-                "standardiser", f"{standardiser.dim} columns", f"the sample's shape {shape}"
-            )
-    return standardiser
-
-
-def _finite_input(name: str, tensor: Any, shape: tuple[int, ...]) -> Tensor:
-    return _checks.finite(name, _tensors.given(name, tensor, torch.float32, shape))
-
-
-def _warn_not_finite(count: int, n: int, rows: list[int]) -> None:
-    if count:
-        more = ", ..." if count > len(rows) else ""
-        warnings.warn(
-            f"{count} of {n} samples hold NaN or infinity: sample {', '.join(map(str, rows))}{more} "
-            "(the model's output overflowed; the others are unaffected)",
-            RuntimeWarning,
-            stacklevel=4,
-        )

@@ -25,7 +25,7 @@ from diffusion_fast._torch_peers import (
 )
 from diffusion_fast.models import MLPDenoiser
 from diffusion_fast.models.mlp import ACTIVATIONS
-from diffusion_fast.plan import MAX_DIM, MAX_OPS, MAX_WIDTH
+from diffusion_fast.plan_validation import MAX_DIM, MAX_OPS, MAX_WIDTH
 from diffusion_fast.sampler import Sampler
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.threads import resolve as resolve_threads

@@ -168,6 +168,22 @@ FUNCTION_NAMES = {
 }
 
 
+def sources_of(op: Op) -> tuple[int, ...]:
+    """The values that op reads."""
+    if isinstance(op, TableOp):
+        return ()
+    if isinstance(op, BinaryOp):
+        return op.src, op.src2
+    return (op.src, op.addend) if isinstance(op, LinearOp) and op.addend else (op.src,)
+
+
+def changes(op: Op) -> bool:
+    """Whether op itself has another value at another step, by a table."""
+    if not isinstance(op, LinearOp | TableOp):
+        return False
+    return op.step_table is not None or (isinstance(op, TableOp) and op.joint_table is not None)
+
+
 def width_of(op: Op, widths: dict[int, int]) -> int:
     """Features of the value that op writes (of a GatherOp: up to the end of its part)."""
     if isinstance(op, LinearOp):

@@ -50,7 +50,7 @@ def uncond_without_evaluation(b: Bench) -> Any:
     return b.step(**unused, uncond_output=torch.ones(4, 2), guidance_scale=2.0)
 
 
-PLAN_ROWS = 64
+PLAN_ROWS = 80
 PLAN_OPS = PLAN_ROWS + 80 * T + 64
 PLAN_BLOB = PLAN_OPS + 2 * 64
 
@@ -325,7 +325,7 @@ CASES = [
          V, "betas: got 2.0", "checkpoint"),
     # Plan.from_bytes; the offsets are those of the layout in plan.py
     Case("Plan bytes", "type", lambda b: df.Plan.from_bytes("plan"), Ty, "'plan'", "bytes", "plan"),
-    Case("Plan bytes", "empty", lambda b: df.Plan.from_bytes(b""), V, "0 bytes", "64 bytes", "plan"),
+    Case("Plan bytes", "empty", lambda b: df.Plan.from_bytes(b""), V, "0 bytes", "80 bytes", "plan"),
     Case("Plan bytes", "truncated", lambda b: df.Plan.from_bytes(b.plan_bytes[:-4]),
          V, r"\d+ bytes", r"\d+ bytes", "plan"),
     Case("Plan bytes", "longer", lambda b: df.Plan.from_bytes(b.plan_bytes + b"\0"),

@@ -23,7 +23,7 @@ from diffusion_fast.solvers.table import ROW_DTYPE, TERM_BITS, StepTable
 from diffusion_fast.tile_ops import FUNCTIONS, OP_DTYPE
 
 N_ROWS, N_OPS, N_CLASSES = 6, 4, 3
-ROWS = 64
+ROWS = 80
 WIDTHS = ROWS + 80 * N_ROWS
 OPS = WIDTHS + 64
 BLOB = OPS + 64 * N_OPS
@@ -47,7 +47,7 @@ HEADER_OFFSETS = {
             "n_floats",
         ]
     )
-} | {"reserved": 56, "reserved_2": 60}
+} | {"n_context": 56, "n_prologue": 60, "null_context": 64, "reserved": 72}
 
 
 def small_plan(**options: Any) -> Plan:
@@ -58,18 +58,18 @@ DATA = small_plan(branches=2).to_bytes()
 
 
 # Of a plan written out below, from a first run; a change here is a change of the format, so of `version`.
-STABLE_HASH = "9a69587c0ba61f8486e40fb085f3afb89e5066c47d4e474e82786c6b372cf21a"
+STABLE_HASH = "beade4a604d11053c08b8df68cbef491426f7f7feb33ca3ed95e7aff20c3a8c8"
 
 
 def test_layout_is_that_of_the_kernels() -> None:
-    assert HEADER.size == OP_DTYPE.itemsize == 64 and ROW_DTYPE.itemsize == 80
+    assert HEADER.size == ROW_DTYPE.itemsize == 80 and OP_DTYPE.itemsize == 64
     assert list(ROW_OFFSETS.values()) == [*range(0, 76, 4)]
     assert list(OP_OFFSETS.values()) == [*range(0, 32, 4), 32, 40, 48, 56]
     plan = small_plan(branches=2)
     assert len(DATA) == BLOB + 4 * len(plan.blob)
     assert DATA[:8] == b"DFPLAN\r\n"
-    fields = struct.unpack_from("<10IQ2I", DATA, 8)
-    assert fields == (3, 3, N_ROWS, N_OPS, 6, N_CLASSES, 5, 3, plan.terms, 2, len(plan.blob), 0, 0)
+    fields = struct.unpack_from("<10IQ2IqQ", DATA, 8)
+    assert fields == (3, 3, N_ROWS, N_OPS, 6, N_CLASSES, 5, 3, plan.terms, 2, len(plan.blob), 0, 0, -1, 0)
     assert struct.unpack_from("<16I", DATA, WIDTHS) == (3, 7, 5, 3, 4, *[0] * 11)
     assert DATA[ROWS:WIDTHS] == plan.rows.tobytes() and DATA[BLOB:] == plan.blob.tobytes()
 
@@ -162,7 +162,7 @@ def f32(offset: int, value: float) -> tuple[int, bytes]:
 
 
 def header(name: str, value: int) -> tuple[int, bytes]:
-    return HEADER_OFFSETS[name], struct.pack("<Q" if name == "n_floats" else "<I", value)
+    return HEADER_OFFSETS[name], struct.pack({"n_floats": "<Q", "null_context": "<q"}.get(name, "<I"), value)
 
 
 def row(name: str, value: float, i: int = 1) -> tuple[int, bytes]:
@@ -185,7 +185,12 @@ HOSTILE: list[tuple[tuple[int, bytes], str]] = [
     (header("version", 1), "version"),
     (header("version", 2), "version"),
     (header("reserved", 1), "reserved"),
-    (header("reserved_2", 1 << 31), "reserved"),
+    (header("n_context", 1), r"value_widths\[1\]"),
+    (header("n_context", BIG), "n_context"),
+    (header("n_prologue", N_OPS + 1), "n_prologue"),
+    (header("n_prologue", 1), r"ops\[0\]\.src"),
+    (header("null_context", 0), "null_context"),
+    (header("null_context", -2), "null_context"),
     (header("dim", 0), r"plan\.dim"),
     (header("dim", 257), r"plan\.dim"),
     (header("dim", BIG), r"plan\.dim"),

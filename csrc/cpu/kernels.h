@@ -25,17 +25,21 @@ struct PackedOp {
     const float* weight;       // kNorm: (n_out_padded), or null
     const int32_t* index;      // kGather: (n_in)
     int src, dst;  // slots: buffers shared by values whose lifetimes do not meet; 0 is the net's input
+    bool differs;  // between the branches of a guided plan; what does not is computed once for both
 };
 
 // A plan ready to run: pointers into storage owned by Program (program.h).
 struct ProgramView {
     const StepRow* rows;
     const PackedOp* ops;
-    const int* slot_width;  // padded widths
-    int n_rows, n_ops, n_slots, out_slot;
+    const int* slot_width;      // padded widths
+    const bool* slot_differs;   // whether the branches need a buffer each
+    const float* null_context;  // (n_context), or null
+    int n_rows, n_ops, n_prologue, n_slots, out_slot, context_slot;
     int dim, dim_padded;  // padded to whole vectors and whole quads
-    int n_classes, branches;
+    int n_classes, n_context, branches;
     uint32_t terms;
+    bool thresholds;  // some row has a quantile
 };
 
 struct ChainArgs {
@@ -47,11 +51,19 @@ struct ChainArgs {
     const int32_t* labels;  // (n), or null
     int32_t label;          // used where labels is null
     const float* guidance;  // (n) scales in place of the rows' own, or null
+    const float* context;   // (n, n_context), or one row for all samples
+    int64_t context_stride;
+    // Fixed coordinates, or null: where the mask (dim) is not 0, x is set to the value, with the row's noise
+    // unless clean, before each evaluation, and to the value itself in the end.
+    const uint8_t* fixed_mask;
+    const float* fixed;  // (n, dim), or one row for all samples
+    int64_t fixed_stride;
+    bool fixed_clean;
     int64_t n;
     uint64_t start, seed;
     // Called before every step of every tile; false stops the chain.
     bool (*keep_going)(void*);
-    void* context;
+    void* watcher;
 };
 
 enum class Dtype : uint32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
@@ -88,7 +100,7 @@ struct Kernels {
     int lanes, block;  // SIMD width; outputs a tile block computes at once
     int tile;          // most samples in a tile
     // Floats of scratch that a tile of `samples` needs (64-byte aligned).
-    int64_t (*scratch_floats)(const ProgramView&, bool lanes_have_labels);
+    int64_t (*scratch_floats)(const ChainArgs&);
     // The whole chain for samples [first, first + count), count <= tile; false if stopped.
     bool (*chain)(const ChainArgs&, float* scratch, int64_t first, int count);
     // Elements [quad_begin, quad_end) of the step, in quads of four elements of one sample.

@@ -60,44 +60,51 @@ DF_INLINE void linear_block(int n_in, const float* __restrict w, const float* __
     }
 }
 
+// One branch of a layer: init (n_out), lane_init [n_out][S] or null, x [n_in][S], y [n_out][S].
+struct LinearBranch {
+    const float *init, *lane_init, *x;
+    float* y;
+};
+
+// A block's weights serve all branches before the next block's are read.
 template <int R, int V>
 static __attribute__((noinline)) void linear_blocks(const cpu::PackedOp& l, int first, int last,
-                                                    const float* w, const float* init, const float* lane_init,
-                                                    const float* x, float* y) {
+                                                    const float* w, const LinearBranch* branches, int count) {
     constexpr int S = V * W;
     const bool relu = Function(l.function) == Function::kRelu;
     const bool plain = relu || Function(l.function) == Function::kIdentity;
-    for (int j = first; j < last; j += R, w += R * l.n_in) {
-        if (lane_init)
-            linear_block<R, V>(l.n_in, w, init + j, lane_init + j * S, x, y + j * S, relu);
-        else
-            linear_block<R, V>(l.n_in, w, init + j, nullptr, x, y + j * S, relu);
-        if (!plain) apply(Function(l.function), l.param, y + j * S, y + j * S, R * S);
-    }
+    for (int j = first; j < last; j += R, w += R * l.n_in)
+        for (const LinearBranch* b = branches; b < branches + count; ++b) {
+            float* y = b->y + j * S;
+            if (b->lane_init)
+                linear_block<R, V>(l.n_in, w, b->init + j, b->lane_init + j * S, b->x, y, relu);
+            else
+                linear_block<R, V>(l.n_in, w, b->init + j, nullptr, b->x, y, relu);
+            if (!plain) apply(Function(l.function), l.param, y, y, R * S);
+        }
 }
 
 template <int V>
-static void linear_tile(const cpu::PackedOp& l, const float* init, const float* lane_init, const float* x,
-                        float* y) {
+static void linear_tile(const cpu::PackedOp& l, const LinearBranch* b, int count) {
     const int whole = l.n_out / kBlock * kBlock;
     const float* tail = l.blocks + int64_t(whole) * l.n_in;
-    linear_blocks<kBlock, V>(l, 0, whole, l.blocks, init, lane_init, x, y);
+    linear_blocks<kBlock, V>(l, 0, whole, l.blocks, b, count);
     switch (l.n_out - whole) {
         case 1:
-            return linear_blocks<1, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+            return linear_blocks<1, V>(l, whole, l.n_out, tail, b, count);
         case 2:
-            return linear_blocks<2, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+            return linear_blocks<2, V>(l, whole, l.n_out, tail, b, count);
         case 3:
-            return linear_blocks<3, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+            return linear_blocks<3, V>(l, whole, l.n_out, tail, b, count);
 #if defined(__AVX512F__)
         case 4:
-            return linear_blocks<4, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+            return linear_blocks<4, V>(l, whole, l.n_out, tail, b, count);
         case 5:
-            return linear_blocks<5, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+            return linear_blocks<5, V>(l, whole, l.n_out, tail, b, count);
         case 6:
-            return linear_blocks<6, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+            return linear_blocks<6, V>(l, whole, l.n_out, tail, b, count);
         case 7:
-            return linear_blocks<7, V>(l, whole, l.n_out, tail, init, lane_init, x, y);
+            return linear_blocks<7, V>(l, whole, l.n_out, tail, b, count);
 #endif
     }
 }

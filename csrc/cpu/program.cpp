@@ -18,15 +18,19 @@ int padded(uint32_t width) { return int((width + 15) / 16 * 16); }
 Program::Program(const Plan& plan, const Kernels& kernels)
     : kernels_(kernels), rows_(plan.rows), header_(plan.header) {
     assign_slots(plan);
+    null_context_ =
+        pack_table(plan, header_.null_context, 1, int(header_.n_context), padded(header_.n_context), false);
+    const std::vector<bool> differs = values_that_differ(plan);
     for (const TileOp& op : plan.ops) {
         PackedOp packed = pack(plan, op);
+        packed.differs = differs[op.dst];
         packed.src = slot_of_value_[op.src];
         packed.dst = slot_of_value_[op.dst];
         packed.extra = reads_extra(op) ? slot_of_value_[op.extra] : int(op.extra);
         ops_.push_back(packed);
-        work_per_step_ += packed.n_out * int64_t(packed.kind == OpKind::kLinear ? packed.n_in : 8);
+        const int64_t work = packed.n_out * int64_t(packed.kind == OpKind::kLinear ? packed.n_in : 8);
+        if (ops_.size() > header_.n_prologue) work_per_step_ += packed.differs ? 2 * work : work;
     }
-    work_per_step_ *= header_.branches;
 }
 
 PackedOp Program::pack(const Plan& plan, const TileOp& op) {
@@ -94,33 +98,53 @@ const float* Program::pack_table(const Plan& plan, int64_t offset, int64_t count
     return packed;
 }
 
+// Of a guided plan: values that come from the class, from a context that has a null, or from such values.
+std::vector<bool> Program::values_that_differ(const Plan& plan) const {
+    std::vector<bool> differs(plan.widths.size(), false);
+    if (header_.branches == 1) return differs;
+    if (header_.null_context >= 0) differs[1] = true;
+    for (const TileOp& op : plan.ops)
+        if (op.class_table >= 0 || differs[op.src] || (reads_extra(op) && differs[op.extra]))
+            differs[op.dst] = true;
+    return differs;
+}
+
 // Linear scan: a value takes the first slot that is free when it is first written; slot 0 is the net's input,
-// the output value's slot is never handed on. An op never writes a slot it reads.
+// the slots of the output value, of the context and of what the prologue writes are never handed on. An op
+// never writes a slot it reads. A slot serves values of one kind: the same in both branches, or different.
 void Program::assign_slots(const Plan& plan) {
-    const size_t n = plan.widths.size();
+    const size_t n = plan.widths.size(), end = plan.ops.size();
+    const std::vector<bool> differs = values_that_differ(plan);
     std::vector<size_t> last_use(n, 0);
-    for (size_t i = 0; i < plan.ops.size(); ++i) {
+    for (size_t i = 0; i < end; ++i) {
         const TileOp& op = plan.ops[i];
         last_use[op.src] = last_use[op.dst] = i;
         if (reads_extra(op)) last_use[op.extra] = i;
     }
-    last_use[header_.out_value] = plan.ops.size();
+    for (size_t i = 0; i < header_.n_prologue; ++i) last_use[plan.ops[i].dst] = end;
+    last_use[header_.out_value] = end;
     slot_of_value_.assign(n, 0);
     slot_width_.assign(1, padded(header_.dim));
-    std::vector<size_t> busy_until(1, plan.ops.size());
-    for (size_t i = 0; i < plan.ops.size(); ++i) {
-        const uint32_t value = plan.ops[i].dst;
-        if (slot_of_value_[value]) continue;  // another part of it was written before
+    std::vector<size_t> busy_until(1, end);
+    std::vector<bool> slot_differs(1, false);
+    const auto place = [&](uint32_t value, size_t now, size_t until) {
+        if (slot_of_value_[value]) return;  // another part of it was written before
         size_t slot = 1;
-        while (slot < busy_until.size() && busy_until[slot] >= i) ++slot;
+        while (slot < busy_until.size() && (busy_until[slot] >= now || slot_differs[slot] != differs[value]))
+            ++slot;
         if (slot == busy_until.size()) {
             busy_until.push_back(0);
             slot_width_.push_back(0);
+            slot_differs.push_back(differs[value]);
         }
-        busy_until[slot] = last_use[value];
+        busy_until[slot] = until;
         slot_width_[slot] = std::max(slot_width_[slot], padded(plan.widths[value]));
         slot_of_value_[value] = int(slot);
-    }
+    };
+    if (header_.n_context) place(1, 0, end);
+    for (size_t i = 0; i < end; ++i) place(plan.ops[i].dst, i, last_use[plan.ops[i].dst]);
+    slot_differs_.reset(new bool[slot_differs.size()]);
+    std::copy(slot_differs.begin(), slot_differs.end(), slot_differs_.get());
 }
 
 ProgramView Program::view() const {
@@ -128,15 +152,22 @@ ProgramView Program::view() const {
     v.rows = rows_.data();
     v.ops = ops_.data();
     v.slot_width = slot_width_.data();
+    v.slot_differs = slot_differs_.get();
+    v.null_context = null_context_;
     v.n_rows = int(rows_.size());
     v.n_ops = int(ops_.size());
+    v.n_prologue = int(header_.n_prologue);
     v.n_slots = int(slot_width_.size());
     v.out_slot = slot_of_value_[header_.out_value];
+    v.context_slot = header_.n_context ? slot_of_value_[1] : 0;
+    v.n_context = int(header_.n_context);
     v.dim = int(header_.dim);
     v.dim_padded = padded(header_.dim);
     v.n_classes = int(header_.n_classes);
     v.branches = int(header_.branches);
     v.terms = header_.terms;
+    v.thresholds =
+        std::any_of(rows_.begin(), rows_.end(), [](const StepRow& r) { return r.quantile != 0.0f; });
     return v;
 }
 

@@ -138,7 +138,7 @@ struct Worker {
 void work_on_tiles(Chain& chain, Worker& worker, const Kernels& kernels, float* scratch) {
     ChainArgs args = chain.args;
     args.keep_going = &Worker::keep_going;
-    args.context = &worker;
+    args.watcher = &worker;
     for (;;) {
         const int64_t first = chain.next.fetch_add(chain.tile);
         if (first >= args.n) return;
@@ -177,7 +177,7 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
     chain.poll = poll;
     chain.report.first_bad.reserve(9);  // so that noting bad rows never allocates
     chain.tile = tile_size(kernels, args.n, threads);
-    const int64_t floats = kernels.scratch_floats(args.program, args.labels) + 16;
+    const int64_t floats = kernels.scratch_floats(args) + 16;
     std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);
     const auto work_on = [&](int i) {
         const auto base = reinterpret_cast<uintptr_t>(scratch.get() + floats * i);

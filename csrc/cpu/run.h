@@ -17,7 +17,7 @@ struct ChainReport {
     std::vector<int64_t> first_bad;  // the lowest few of them
 };
 
-// args.program, keep_going and context are filled in here. threads >= 1 is an upper limit.
+// args.program, keep_going and watcher are filled in here. threads >= 1 is an upper limit.
 ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll poll);
 
 void run_step(const Kernels& kernels, const StepArgs& args, int threads);

@@ -26,7 +26,9 @@ from diffusion_fast.capture.graph import CaptureError
 from diffusion_fast.capture.lowering import Lowering
 from diffusion_fast.capture.program import Program
 from diffusion_fast.capture.worlds import Worlds
-from diffusion_fast.plan import MAX_CLASSES, MAX_DIM, MAX_TABLES, TileProgram
+from diffusion_fast.module_call import ModuleCall
+from diffusion_fast.plan import TileProgram
+from diffusion_fast.plan_validation import MAX_CLASSES, MAX_DIM, MAX_TABLES, MAX_WIDTH
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 from diffusion_fast.solvers.spacing import sigma_of_time
@@ -124,17 +126,21 @@ def capture(
     n_classes: int,
     schedule: NoiseSchedule | SigmaSchedule | FlowSchedule,
     time_input: str = "index",
+    context: Sequence[tuple[str, tuple[int, ...]]] = (),
 ) -> TileProgram:
     """The tile program of module(x, t), or of module(x, t, y) with n_classes > 0.
 
     x is (B, *shape) float32, t (B,) as network_time gives it, y (B,) int64 below n_classes (count the null
     class in, where there is one). timesteps: the distinct times of the table; step table i belongs to the
-    i-th.
+    i-th. context: the inputs that follow, float32, as in ModuleCall.
 
     Raises TypeError or ValueError naming the argument for a module in train mode or with NaN weights, and
     CaptureError (a ValueError) for what the kernels cannot run; backend="auto" then takes the torch path.
     """
     shape, n_classes = _check_arguments(module, shape, n_classes)
+    call = ModuleCall(n_classes, tuple(context))
+    if call.n_context > MAX_WIDTH:
+        raise CaptureError(f"got a context of {call.n_context} elements, the kernels take up to {MAX_WIDTH}")
     times = network_time(list(timesteps), time_input, schedule)
     if not 1 <= len(times) <= MAX_TABLES:
         raise _checks.bad_value("timesteps", len(times), f"1 to {MAX_TABLES} of them")
@@ -142,12 +148,14 @@ def capture(
     times = times.to(device)
     # The caller's random state stays as it was, whatever the module draws.
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        program = _lower(module, shape, times, n_classes, device)
-        verify(module, program, shape, times)
+        program = _lower(module, call, shape, times)
+        verify(module, call, program, shape, times)
     return program
 
 
-def verify(module: nn.Module, program: TileProgram, shape: Sequence[int], times: Tensor) -> None:
+def verify(
+    module: nn.Module, call: ModuleCall, program: TileProgram, shape: Sequence[int], times: Tensor
+) -> None:
     """Compares a program with its module where a wrong capture shows; raises CaptureError that names the
     place.
 
@@ -160,11 +168,13 @@ def verify(module: nn.Module, program: TileProgram, shape: Sequence[int], times:
 
     for n in (1, 3, 257):
         x = torch.randn(n, *shape, generator=generator)
+        context = torch.randn(n, call.n_context, generator=generator)
         table, labels = random(program.n_tables, n), random(program.n_classes, n)
         order = torch.randperm(n, generator=generator)
-        expected = reference.net(program, x.flatten(1), table, labels)
-        first, again = (_call(module, x, table, labels, times, program.n_classes) for _ in range(2))
-        moved = _call(module, x[order], table[order], labels[order], times, program.n_classes)
+        expected = reference.net(program, x.flatten(1), table, labels, context)
+        inputs = x, times[table.to(times.device)], labels, context
+        first, again = (_called(module, call, *inputs) for _ in range(2))
+        moved = _called(module, call, *(part[order.to(part.device)] for part in inputs))
         if not bool(torch.isfinite(first).all()):
             raise CaptureError("it returns NaN or infinity for normally distributed x")
         if not _close(again, first):
@@ -205,59 +215,65 @@ def _check_arguments(module: Any, shape: Any, n_classes: Any) -> tuple[tuple[int
     return sides, _checks.integer("n_classes", n_classes, 0, MAX_CLASSES)
 
 
-def _lower(
-    module: nn.Module, shape: tuple[int, ...], times: Tensor, n_classes: int, device: torch.device
-) -> TileProgram:
+def _lower(module: nn.Module, call: ModuleCall, shape: tuple[int, ...], times: Tensor) -> TileProgram:
+    device = times.device
     x = torch.zeros(2, *shape, device=device)  # two rows: export takes a batch of one for a constant
-    example = [x, times[:1].repeat(2), torch.zeros(2, dtype=torch.int64, device=device)][
-        : 3 if n_classes else 2
-    ]
-    exported = _export(module, example)
-    worlds = Worlds(times, n_classes)
-    lowering = Lowering(math.prod(shape), worlds)
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    context = torch.zeros(2, call.n_context, device=device)
+    args, kwargs = call.arguments(x, times[:1].repeat(2), labels, context)
+    exported = _export(module, args, kwargs)
+    worlds = Worlds(times, call.n_classes)
+    lowering = Lowering(math.prod(shape), worlds, call.n_context)
     held = {**exported.state_dict, **exported.constants}
-    inputs = iter(["x", "t", "y"])
+    inputs = iter("xty" if call.n_classes else "xt")
     for node, spec in zip(exported.graph.nodes, exported.graph_signature.input_specs, strict=False):
         if spec.target is not None:
             lowering.placeholder(node, f"the module's {spec.target}", "", held[spec.target])
         else:
-            kind = next(inputs)
-            lowering.placeholder(node, f"its argument {kind}", kind, None)
+            kind = next(inputs, "c")
+            lowering.placeholder(node, f"its argument {node.name}", kind, None)
     for node in exported.graph.nodes:
         if node.op == "call_function":
             lowering.call(node)
         elif node.op == "output":
-            program = Program(lowering.output(node.args[0][0]), lowering.dim)
+            program = Program(lowering.output(node.args[0][0]), lowering.dim, call.n_context)
         elif node.op != "placeholder":
             raise CaptureError(
                 "the traced module holds a part that cannot be followed", f"{node.op} {node.target}"
             )
     once = f"{worlds.evaluated} operations that do not read x: run once, for all steps together"
-    explain = (once, *program.explain)
-    return TileProgram(lowering.dim, tuple(program.ops), program.out_value, len(times), n_classes, explain)
+    explain = [once, *program.explain]
+    for i in range(1, program.n_prologue + 1):
+        explain[i] += ", once for a chain"
+    sizes = (len(times), call.n_classes, tuple(explain), call.n_context, program.n_prologue)
+    return TileProgram(lowering.dim, tuple(program.ops), program.out_value, *sizes)
 
 
-def _export(module: nn.Module, example: list[Tensor]) -> torch.export.ExportedProgram:
+def _export(
+    module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+) -> torch.export.ExportedProgram:
     """The module's graph with a dynamic batch, not decomposed, after one plain call that shows what it
     returns."""
     import torch.export  # seconds at its first use, so not before somebody captures
 
+    given = {**{str(i): tensor for i, tensor in enumerate(args)}, **kwargs}
     try:
-        out = module(*example)
+        out = module(*args, **kwargs)
     except Exception as error:
-        shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in example)
+        shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in given.values())
         reason = f"it raised {type(error).__name__} when called with ({shapes}): {error}"
         raise CaptureError(reason, where=_raised_at(error)) from error
-    if not isinstance(out, Tensor) or out.shape != example[0].shape:
-        raise CaptureError(f"it returned {_checks.describe(out)} for x of shape {tuple(example[0].shape)}")
-    batch = torch.export.Dim("batch")
+    if not isinstance(out, Tensor) or out.shape != args[0].shape:
+        raise CaptureError(f"it returned {_checks.describe(out)} for x of shape {tuple(args[0].shape)}")
+    batch, shapes_of = torch.export.Dim("batch"), torch.export.ShapesCollection()
+    for tensor in given.values():
+        shapes_of[tensor] = {0: batch}
     try:
         # A failed export prints the graph so far; the error says enough.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            return torch.export.export(
-                module, tuple(example), dynamic_shapes=tuple({0: batch} for _ in example), strict=False
-            )
+            shapes = shapes_of.dynamic_shapes(module, args, kwargs)
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         line = str(error).strip().partition("\n")[0]
         if line.startswith("Constraints violated"):
@@ -276,14 +292,12 @@ def _raised_at(error: BaseException) -> str:
     return ""
 
 
-def _call(
-    module: nn.Module, x: Tensor, table: Tensor, labels: Tensor, times: Tensor, n_classes: int
+def _called(
+    module: nn.Module, call: ModuleCall, x: Tensor, t: Tensor, labels: Tensor, context: Tensor
 ) -> Tensor:
-    args = [x.to(times.device), times[table.to(times.device)], labels.to(times.device)][
-        : 3 if n_classes else 2
-    ]
     try:
-        return module(*args).flatten(1).cpu()
+        on_device = (part.to(t.device) for part in (labels, context))
+        return call(module, x.to(t.device), t, *on_device).flatten(1).cpu()
     except Exception as error:
         reason = f"it raised {type(error).__name__} for a batch of {len(x)}: {error}"
         raise CaptureError(reason, where=_raised_at(error)) from error

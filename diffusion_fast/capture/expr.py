@@ -42,6 +42,11 @@ class Input(Expr):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Context(Expr):
+    """A sample's context: the same at every step."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Table(Expr):
     """bias (width,) + step[t] + label[y] + joint[t, y], all float64; None is zero."""
 
@@ -64,6 +69,14 @@ class Table(Expr):
         pairs = zip(self.parts, other.parts, strict=True)
         bias, step, label, joint = (b if a is None else a if b is None else a + b for a, b in pairs)
         return Table(width=self.width, place=self.place, bias=bias, step=step, label=label, joint=joint)
+
+    def without(self, *parts: str) -> Table:
+        return replace(self, **dict.fromkeys(parts))  # type: ignore[arg-type]
+
+    @property
+    def changes(self) -> bool:
+        """Whether it depends on the step."""
+        return self.step is not None or self.joint is not None
 
     @property
     def is_zero(self) -> bool:

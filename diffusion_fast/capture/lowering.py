@@ -1,9 +1,9 @@
 """From an exported graph to expressions: binding times, memory that is shared, and what is refused.
 
-Every node of the graph has a set of inputs that it depends on, out of x, t and y (its binding time). A node
-without x, and not with both t and y, is run by torch itself (worlds.py) and enters as a table. The others
-are followed as expressions by the rules. What joins t and y by sums is a sum of two tables; any other joint
-value is evaluated once for all pairs of step and class, within JOINT_BYTES.
+Every node of the graph has a set of inputs that it depends on, out of x, t, y and the context c (its binding
+time). A node without x and c, and not with both t and y, is run by torch itself (worlds.py) and enters as a
+table. The others are followed as expressions by the rules. What joins t and y by sums is a sum of two tables;
+any other joint value is evaluated once for all pairs of step and class, within JOINT_BYTES.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from diffusion_fast.capture import moves
-from diffusion_fast.capture.expr import Builder, Expr, Input, Joint, Table
+from diffusion_fast.capture.expr import Builder, Context, Expr, Input, Joint, Table
 from diffusion_fast.capture.graph import (
     DROPOUTS,
     METADATA_OPERANDS,
@@ -57,8 +57,9 @@ class Slot:
 class Lowering:
     """Walks the graph once, in its order; `output` gives the expression of the result."""
 
-    def __init__(self, dim: int, worlds: Worlds) -> None:
+    def __init__(self, dim: int, worlds: Worlds, n_context: int = 0) -> None:
         self.dim, self.worlds = dim, worlds
+        self.context, self._context_read = Context(width=n_context), 0
         self.build = Builder()
         self.slots: dict[fx.Node, Slot] = {}
         self.parents: dict[fx.Node, fx.Node] = {}  # of a view: the node it is a view of
@@ -71,12 +72,16 @@ class Lowering:
     # --- nodes ---------------------------------------------------------------------------------------------
 
     def placeholder(self, node: fx.Node, name: str, kind: str, value: Any) -> None:
-        """An input of the graph: x, t, y (kind names it) or a parameter, buffer or constant."""
+        """An input of the graph: x, t, y, a part of c (kind names it) or a parameter, buffer or constant."""
         self.slots[node] = slot = Slot(node, frozenset(kind), protected=name)
         self.worlds.place(node, kind, value)
         if kind == "x":
             self.batch = node.meta["val"].shape[0].node.expr
             slot.content = Input(width=self.dim)
+        elif kind == "c":
+            begin, width = self._context_read, math.prod(tail_of(node))
+            self._context_read += width
+            slot.content = self.build.pick(self.context, np.arange(begin, begin + width))
 
     def call(self, node: fx.Node) -> None:
         name = op_name(node)
@@ -94,7 +99,7 @@ class Lowering:
         self.slots[node] = slot
         if base is not None:
             self.parents[node] = base
-        if "x" not in slot.depends:
+        if not per_sample(slot.depends):
             if symbolic(slot.depends):
                 self.worlds.ran.append((node, written is not None))
             else:
@@ -142,9 +147,9 @@ class Lowering:
         return value.detach().to("cpu", torch.float64)
 
     def _settle(self, content: Expr | CaptureError | None, node: fx.Node) -> Expr:
-        """What a reader of a slot gets; a joint value becomes a table when something with x reads it."""
+        """What a reader of a slot gets; a joint value becomes a table when something with x or c reads it."""
         if isinstance(content, Joint):
-            if "x" not in self.current:
+            if not per_sample(self.current):
                 content = content.inner
             elif content.serial in self._settled:
                 return self._settled[content.serial]
@@ -192,7 +197,7 @@ class Lowering:
 
     def _content(self, node: fx.Node, name: str) -> Expr | CaptureError:
         """What a rule makes of the node. Errors are kept for values without x: torch may evaluate them."""
-        if "x" in self.slots[node].depends:
+        if per_sample(self.slots[node].depends):
             return self._by_rule(node, name)
         try:
             content: Expr | CaptureError = self._by_rule(node, name)
@@ -233,10 +238,10 @@ class Lowering:
             which[index], position[index] = 1, np.arange(len(index))
             content: Expr | CaptureError = self.build.gather([whole, new], which, position)
         except CaptureError as error:
-            if "x" in slot.depends:
+            if per_sample(slot.depends):
                 raise
             content = error
-        return content if "x" in slot.depends else self._joint(node, slot.root, content)
+        return content if per_sample(slot.depends) else self._joint(node, slot.root, content)
 
     def _of_worlds(self, slot: Slot, depends: frozenset[str], node: fx.Node) -> Table:
         """The content of a slot that torch computed, about to be written what torch cannot."""
@@ -259,7 +264,7 @@ class Lowering:
 
     def _view(self, node: fx.Node) -> None:
         """Checks a view as soon as it is made, so that the error names its line."""
-        if "x" in self.slots[node].depends:
+        if per_sample(self.slots[node].depends):
             self._check_batch(node, node.meta["val"])
             self._check_dtype(node, node.meta["val"])
             self.index_of(node, node)
@@ -350,5 +355,10 @@ class Lowering:
         return list(fake[:1] if op_name(node).startswith("native") else fake)
 
 
+def per_sample(depends: frozenset[str]) -> bool:
+    """On x or the context, which no table can hold."""
+    return bool(depends & {"x", "c"})
+
+
 def symbolic(depends: frozenset[str]) -> bool:
-    return "x" in depends or depends >= {"t", "y"}
+    return per_sample(depends) or depends >= {"t", "y"}

@@ -2,7 +2,8 @@
 
 Expressions are taken in the order of their making, so operands come first. Each becomes a pending operation
 that its only reader may still complete (an activation, a sum, a scale); it is emitted when something reads
-it as a value. What nothing reads is never emitted.
+it as a value. What nothing reads is never emitted. What reads the context and the class alone, neither x nor
+the step, is kept apart from what changes, for it runs once for a sample's whole chain.
 """
 
 from __future__ import annotations
@@ -15,10 +16,22 @@ import torch
 from torch import Tensor
 
 from diffusion_fast.capture.explain import line_of
-from diffusion_fast.capture.expr import Binary, Expr, Gather, Input, Linear, Map, Norm, Reduce, Table
+from diffusion_fast.capture.expr import Binary, Context, Expr, Gather, Input, Linear, Map, Norm, Reduce, Table
 from diffusion_fast.capture.graph import CaptureError
-from diffusion_fast.plan import MAX_OPS, MAX_WIDTH
-from diffusion_fast.tile_ops import Array, BinaryOp, GatherOp, LinearOp, MapOp, NormOp, Op, ReduceOp, TableOp
+from diffusion_fast.plan_validation import MAX_OPS, MAX_WIDTH
+from diffusion_fast.tile_ops import (
+    Array,
+    BinaryOp,
+    GatherOp,
+    LinearOp,
+    MapOp,
+    NormOp,
+    Op,
+    ReduceOp,
+    TableOp,
+    changes,
+    sources_of,
+)
 
 # A larger table is added to x itself rather than folded into the layer behind: x is subtracted from something
 # of its own size there, and through the layer the difference would keep the rounding of both.
@@ -66,15 +79,18 @@ Pending = int | Table | Gather | Layer | Normed | Affine
 
 @dataclass
 class Program:
-    """ops, explain and out_value of the expression `out`."""
+    """ops, explain and out_value of the expression `out`; the first n_prologue ops run once for a chain."""
 
     out: Expr
     dim: int
+    n_context: int = 0
     ops: list[Op] = field(default_factory=list)
     explain: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.widths = [self.dim]
+        self.widths = [self.dim, self.n_context] if self.n_context else [self.dim]
+        self.once = set(range(1, len(self.widths)))  # values that are the same at every step
+        self._constant: dict[int, bool] = {}
         self.pending: dict[int, Pending] = {}
         self.gathered: dict[object, int] = {}
         order = _reachable(self.out)
@@ -85,13 +101,17 @@ class Program:
             self.pending[expr.serial] = self._pend(expr)
         self.out_value = self.read(self.out)
         if self.out_value == 0:
-            self.out_value = self._emit(MapOp(0, 1, "identity"), self.out.width)
+            self.out_value = self._emit(MapOp(0, len(self.widths), "identity"), self.out.width)
+        prologue_first = sorted(range(len(self.ops)), key=lambda i: self.ops[i].dst not in self.once)
+        self.n_prologue = sum(op.dst in self.once for op in self.ops)
+        self.ops = [self.ops[i] for i in prologue_first]
+        self.explain = [self.explain[i] for i in prologue_first]
 
     # ---- operations that may still grow
 
     def _pend(self, expr: Expr) -> Pending:
-        if isinstance(expr, Input):
-            return 0
+        if isinstance(expr, (Input, Context)):
+            return int(isinstance(expr, Context))
         if isinstance(expr, (Table, Gather)):
             return expr
         if isinstance(expr, Linear):
@@ -118,20 +138,37 @@ class Program:
         """The pending operation behind an expression with one reader, which may take it over."""
         return self.pending[expr.serial] if self.uses[expr.serial] == 1 else None
 
-    def _linear(self, expr: Linear) -> Layer:
-        src, weight, shift, folded = expr.src, expr.weight, Table(width=expr.width), 0
+    def _is_once(self, expr: Expr) -> bool:
+        """Whether it reads the context, the class or constants alone."""
+        if expr.serial not in self._constant:
+            own = not isinstance(expr, Input) and not (isinstance(expr, Table) and expr.changes)
+            self._constant[expr.serial] = own and all(self._is_once(source) for source in expr.sources)
+        return self._constant[expr.serial]
+
+    def _linear(self, expr: Linear) -> Layer | Affine:
+        src, weight = expr.src, expr.weight
         if isinstance(src, Gather):
             return self._linear_of_parts(expr, src)
         before = self._only_reader(src)
         if isinstance(before, Affine) and _foldable(before.shift):
             shift = before.shift.each(lambda part: part @ weight.T, expr.width)
             weight = weight if before.scale is None else weight * before.scale
-            return Layer(before.src, weight, shift)
-        return Layer(self.read(src), weight, shift, folded=folded)
+            return self._unchanging(Layer(before.src, weight, shift))
+        return Layer(self.read(src), weight, Table(width=expr.width))
 
-    def _linear_of_parts(self, expr: Linear, src: Gather) -> Layer:
-        """Columns of joined tables go into the layer's own; a permutation into the order of the columns."""
-        shift, kept, columns, start = Table(width=expr.width), [], [], 0
+    def _unchanging(self, layer: Layer) -> Layer | Affine:
+        """A layer of what is the same at every step stays so: its step table is added behind it."""
+        if layer.src not in self.once or not layer.shift.changes:
+            return layer
+        steps = layer.shift.without("bias", "label")
+        layer.shift = layer.shift.without("step", "joint")
+        return Affine(self._emit_layer(layer), None, steps)
+
+    def _linear_of_parts(self, expr: Linear, src: Gather) -> Layer | Affine:
+        """Columns of joined tables go into the layer's own; a permutation into the order of the columns;
+        columns of what is the same at every step into a layer of the prologue, which starts the sum."""
+        shift, start = Table(width=expr.width), 0
+        kept: dict[bool, list[tuple[Expr, Array, Tensor]]] = {True: [], False: []}
         for source, index in src.parts:
             weight = expr.weight[:, start : start + len(index)]
             start += len(index)
@@ -139,15 +176,22 @@ class Program:
                 taken = torch.from_numpy(index)
                 shift = shift.plus(source.each(lambda p, i=taken, w=weight: p[..., i] @ w.T, expr.width))  # type: ignore[misc]
             else:
-                kept.append((source, index))
-                columns.append(weight)
-        weight = torch.cat(columns, 1)
-        folded = expr.src.width - weight.shape[1]
-        source, index = kept[0]
-        if len(kept) == 1 and np.array_equal(np.sort(index), np.arange(source.width)):
-            weight = weight[:, torch.from_numpy(np.argsort(index))]
-            return Layer(self.read(source), weight, shift, folded=folded)
-        return Layer(self._gather(kept), weight, shift, folded=folded)
+                kept[self._is_once(source)].append((source, index, weight))
+        folded = expr.src.width - sum(weight.shape[1] for _, _, weight in kept[True] + kept[False])
+        addend = 0
+        if kept[True] and kept[False]:
+            first = Layer(*self._columns(kept[True]), shift.without("bias", "step", "joint"))
+            addend, shift = self._emit_layer(first), shift.without("label")
+        layer = Layer(*self._columns(kept[False] or kept[True]), shift, addend, folded=folded)
+        return self._unchanging(layer)
+
+    def _columns(self, parts: list[tuple[Expr, Array, Tensor]]) -> tuple[int, Tensor]:
+        """The value that holds the parts side by side, or in their source's order, and the weight."""
+        weight = torch.cat([columns for _, _, columns in parts], 1)
+        source, index, _ = parts[0]
+        if len(parts) == 1 and np.array_equal(np.sort(index), np.arange(source.width)):
+            return self.read(source), weight[:, torch.from_numpy(np.argsort(index))]
+        return self._gather([(source, index) for source, index, _ in parts]), weight
 
     def _map(self, expr: Map) -> Pending:
         before = self._only_reader(expr.src)
@@ -181,11 +225,12 @@ class Program:
             return self._shift(expr.a, expr.b)
         a, b = self._only_reader(expr.a), self._only_reader(expr.b)
         sign = -1.0 if expr.function == "sub" else 1.0
-        if self._takes_addend(b):
+        once_a, once_b = self._is_once(expr.a), self._is_once(expr.b)
+        if self._takes_addend(b) and once_a >= once_b:
             assert isinstance(b, Layer)
             b.weight, b.shift = b.weight * sign, b.shift.each(lambda part: part * sign)
             return self._with_addend(b, expr.a, a)
-        if sign == 1.0 and self._takes_addend(a):
+        if sign == 1.0 and self._takes_addend(a) and once_b >= once_a:
             assert isinstance(a, Layer)
             return self._with_addend(a, expr.b, b)
         return None
@@ -195,9 +240,17 @@ class Program:
 
     def _with_addend(self, layer: Layer, other: Expr, before: Pending | None) -> Pending | None:
         """layer + other, or None where a class table or x itself is in the way."""
+        if isinstance(before, Affine) and before.scale is None and before.src in self.once:
+            layer.addend, layer.shift = before.src, layer.shift.plus(before.shift)
+            return layer
         if isinstance(before, (Layer, Affine)) and not (isinstance(before, Layer) and not before.open):
             # One init is enough for both; a class table cannot stand beside an addend.
-            before.shift, layer.shift = before.shift.plus(layer.shift), Table(width=len(layer.weight))
+            moved = layer.shift
+            if self._is_once(other):  # which a step table would end
+                moved = moved.without("step", "joint")
+            before.shift = before.shift.plus(moved)
+            kept = layer.shift.without("bias", "label")
+            layer.shift = kept if self._is_once(other) else Table(width=len(layer.weight))
         addend = self.read(other) if layer.shift.label is None else 0
         if not addend:
             return self._emit(BinaryOp(self.read(other), self._emit_layer(layer), len(self.widths), "add"))
@@ -208,7 +261,7 @@ class Program:
         before = self._only_reader(src)
         if isinstance(before, Layer) and before.open:
             before.shift = before.shift.plus(table)
-            return before
+            return self._unchanging(before)
         constant = table.constant
         if isinstance(before, Normed) and before.norm.function != "softmax" and constant is not None:
             before.bias = constant if before.bias is None else before.bias + constant
@@ -263,6 +316,8 @@ class Program:
             for source, (_, index) in zip(sources, parts, strict=True):
                 self._emit(GatherOp(source, dst, index, offset), width)
                 offset += len(index)
+            if not self.once.issuperset(sources):
+                self.once.discard(dst)
             self.gathered[key] = dst
         return self.gathered[key]
 
@@ -324,6 +379,8 @@ class Program:
         self.ops.append(op)
         if op.dst == len(self.widths):
             self.widths.append(width)
+            if self.once.issuperset(sources_of(op)) and not changes(op):
+                self.once.add(op.dst)
         self.explain.append(line_of(op, self.widths, folded))
         return op.dst
 

@@ -81,8 +81,8 @@ class Worlds:
         self.evaluated = 0
 
     def place(self, node: fx.Node, kind: str, value: Any) -> None:
-        """An input of the graph. kind: "t", "y", "x", or "" for a constant with its value."""
-        if kind != "x":
+        """An input of the graph. kind: "t", "y", "x", "c", or "" for a constant with its value."""
+        if kind not in ("x", "c"):
             self.held[node] = (kind, value)
         if not kind:
             for world in self._all():

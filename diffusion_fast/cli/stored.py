@@ -233,8 +233,7 @@ class Draw:
         self.n, self.seconds = n, 0.0
         self.labels = None if labels is None else np.resize(labels, n)
         self._show = sys.stderr.isatty() if progress is None else progress
-        options = {} if self.labels is None else {"labels": self.labels}
-        self._chunks = sampler.stream(n, CHUNK, seed=seed, threads=threads, **options)
+        self._chunks = sampler.stream(n, CHUNK, seed=seed, threads=threads, labels=self.labels)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         from tqdm import tqdm

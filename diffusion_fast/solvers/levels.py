@@ -21,6 +21,7 @@ from diffusion_fast.solvers.spacing import (
     SIGMA_SPACINGS,
     resolve_sigmas,
     resolve_timesteps,
+    sigma_of_time,
     time_of_sigma,
 )
 
@@ -161,6 +162,20 @@ class Levels:
         """
         kind = _checks.choice("prediction_type", prediction_type, _PREDICTIONS[NoiseSchedule])
         return predict(kind, self.t, self.sqrt_abar, np.sqrt(self.var))
+
+
+def levels_at(schedule: Schedule, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """signal and noise of x = signal x0 + noise n at the times of a table, float64; between two indices of a
+    NoiseSchedule log(sigma) is interpolated."""
+    if isinstance(schedule, FlowSchedule):
+        return 1 - times, times
+    if isinstance(schedule, SigmaSchedule):
+        return np.ones(len(times)), times
+    if times.dtype.kind == "i":
+        abar = schedule.alphas_cumprod.numpy()[times]
+        return np.sqrt(abar), np.sqrt(1 - abar)
+    sigma = sigma_of_time(schedule, times)
+    return 1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma)
 
 
 class Grid:
