@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import operator
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
@@ -39,7 +39,9 @@ ROW_DTYPE = np.dtype(
 )
 assert ROW_DTYPE.itemsize == 80
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_FLOAT32_TINY = float(np.finfo(np.float32).tiny)  # subnormals become 0, as kernels that flush them would have it
+_FLOAT32_TINY = float(
+    np.finfo(np.float32).tiny
+)  # subnormals become 0, as kernels that flush them would have it
 _PACK = struct.Struct("<11fII5f2I").pack
 _FLOATS = struct.Struct("<12f")
 # What a row has beside its terms, with the value that leaves it out.
@@ -86,17 +88,17 @@ class StepRow:
     def of(
         cls,
         timestep: float,
+        coefficients: Mapping[str, float],
         *,
         evaluates: bool = True,
         push: bool = False,
         quantile: float = 0.0,
-        **coefficients: float,
     ) -> StepRow:
         """A row by itself, from float64 coefficients by name; those not given leave their term out.
 
         Each is rounded once to float32. Raises ValueError for a coefficient that float32 cannot hold.
         """
-        values = dict.fromkeys(COEFFICIENTS, 0.0) | _NEUTRAL | coefficients
+        values = dict.fromkeys(COEFFICIENTS, 0.0) | _NEUTRAL | dict(coefficients)
         try:
             rounded = _FLOATS.unpack(_FLOATS.pack(quantile, *values.values()))
         except OverflowError:

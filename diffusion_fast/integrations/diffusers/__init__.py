@@ -17,8 +17,8 @@ Refused when made: an unknown prediction_type; variance_type="fixed_large_log" o
 algorithm_type="sde-dpmsolver", for which the original's step gives NaN and fails. Refused by step: tensors
 that require grad, and a model_output of another shape than sample, which the original would broadcast.
 
-What a run was made from (timesteps, sigmas, alphas_cumprod, config) may be assigned anew at any time; a change
-of these tensors in place, after the first step, is not seen.
+What a run is made from (timesteps, sigmas, alphas_cumprod, config) may be assigned anew at any time; a change
+of these tensors in place after the first step is not seen.
 """
 
 from __future__ import annotations

@@ -43,7 +43,9 @@ class FastDPMSolverMultistepScheduler(MultistepStep, DPMSolverMultistepScheduler
         few = config.lower_order_final and self._count < 15
         self._first_order_last = config.euler_at_final or few or config.final_sigmas_type == "zero"
         self._second_order_last = few
-        self._cut = config.variance_type in ("learned", "learned_range") and config.prediction_type == "epsilon"
+        self._cut = (
+            config.variance_type in ("learned", "learned_range") and config.prediction_type == "epsilon"
+        )
         # the epsilon of a thresholded x0 is not linear in what a row sees: it takes a pass of its own
         self._converts = not self._of_x0 and config.thresholding
 
@@ -66,9 +68,7 @@ class FastDPMSolverMultistepScheduler(MultistepStep, DPMSolverMultistepScheduler
 
     def _thresholded_epsilon(self, i: int, x: Tensor, F: Tensor) -> Tensor:
         now = self._levels[i]
-        x0, _ = fused.predictions(
-            self.config.prediction_type, np.array([now.signal]), np.array([now.noise])
-        )
+        x0, _ = fused.predictions(self.config.prediction_type, np.array([now.signal]), np.array([now.noise]))
         update = (X - now.signal * M) / now.noise
         return fused.apply(fused.fused_row(update, (x0.x[0], x0.F[0]), self._limits()), x, F)
 
@@ -88,7 +88,8 @@ class FastDPMSolverMultistepScheduler(MultistepStep, DPMSolverMultistepScheduler
         output = model_output[:, :3] if self._cut else model_output  # the rest is the variance
         pair = fused.tensors(output, sample)
         if row is None or pair is None:
-            return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
+            options = (generator, variance_noise, return_dict)
+            return DPMSolverMultistepScheduler.step(self, model_output, timestep, sample, *options)
         F, x = pair
         noise = variance_noise if self._noisy else None
         if self._noisy and noise is None:
@@ -120,7 +121,7 @@ def _plus_plus(steps: Steps, i: int, order: int, noisy: bool, solver_type: str) 
 def _of_epsilon(steps: Steps, i: int, order: int, noisy: bool, solver_type: str) -> Terms:
     """DPM-Solver (Lu et al. 2022a, eq. 3.7 and appendix), where m is epsilon.
 
-    x_next = (signal_next / signal) x - noise_next (e^h - 1) m - ..., twice the terms of m for the reverse SDE.
+    x_next = (signal_next / signal) x - noise_next (e^h - 1) m - ..., and twice the terms of m for the SDE.
     """
     now, after = steps[i]
     h = after.lam - now.lam

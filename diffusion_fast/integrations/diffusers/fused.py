@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,10 +40,9 @@ class FusedStep:
     _PREDICTION_TYPES: tuple[str, ...]
     _made_from: tuple[Any, Any, Any] = (None, None, None)
     _rows: dict[Any, StepRow | None] = {}
-    # attributes of the original
-    timesteps: Tensor
-    config: Any
-    _internal_dict: Any
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # what the original has
 
     def _check_config(self) -> None:
         """Refuses what the original's step refuses; ValueError or TypeError naming the argument."""
@@ -97,25 +96,23 @@ class IndexedStep(FusedStep):
     """A scheduler that counts its steps, on the levels of `sigmas`."""
 
     _LEVELS = "sigmas"
-    sigmas: Tensor
-    _step_index: int | None
-    _levels: list[Level]
 
     def _index(self, timestep: Any) -> int:
         """The step at hand; looked up by its timestep in the first step of a run alone."""
         if self._step_index is None:
-            self._init_step_index(timestep)  # type: ignore[attr-defined]
-        assert self._step_index is not None
-        return self._step_index
+            self._init_step_index(timestep)
+        index: int = self._step_index
+        return index
 
     def _next_level(self, i: int) -> Level:
         if i >= len(self._levels) - 1:
             accepted = f"0 to {len(self._levels) - 2}; set_timesteps or set_begin_index begins another run"
             raise IndexError(f"step_index: got {i}; accepted: {accepted}")
-        return self._levels[i + 1]
+        level: Level = self._levels[i + 1]
+        return level
 
 
-def checked(original: type) -> Callable[..., None]:
+def checked(original: Any) -> Callable[..., None]:
     """An __init__ with the original's signature, which from_config reads, that also checks the values."""
     init: Callable[..., None] = original.__init__
 
@@ -206,11 +203,12 @@ def fused_row(
     """update in x, m, h1 .. h3 and z, with m = x0[0] x + x0[1] F within limits; e more of F."""
     scale, clip, quantile = limits
     a, b, c1, c2, c3, s = update.c
-    columns = {"p_x": scale * x0[0], "p_F": scale * x0[1], "clip": clip, "quantile": quantile}
-    return StepRow.of(0.0, push=push, **columns, a=a, b=b, e=e, c1=c1, c2=c2, c3=c3, s=s)
+    m = {"p_x": scale * x0[0], "p_F": scale * x0[1], "clip": clip}
+    x = {"a": a, "b": b, "e": e, "c1": c1, "c2": c2, "c3": c3, "s": s}
+    return StepRow.of(0.0, push=push, quantile=quantile, coefficients=m | x)
 
 
 def converted_row(update: Terms) -> StepRow:
     """update, where m is what is passed as the network's output."""
     a, b, c1, c2, c3, s = update.c
-    return StepRow.of(0.0, a=a, e=b, c1=c1, c2=c2, c3=c3, s=s)
+    return StepRow.of(0.0, coefficients={"a": a, "e": b, "c1": c1, "c2": c2, "c3": c3, "s": s})

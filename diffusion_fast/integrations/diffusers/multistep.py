@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_fast import _checks
 from diffusion_fast.integrations.diffusers import fused
 from diffusion_fast.solvers.chain import Terms
-from diffusion_fast.solvers.levels import Affine, Level
+from diffusion_fast.solvers.levels import PREDICTION_TYPES, Affine, Level
 from diffusion_fast.solvers.table import StepRow
 
 
@@ -20,9 +20,7 @@ class MultistepStep(fused.IndexedStep):
     A subclass says in `_keeps_x0` whether m, of which the history is kept, is x0 or epsilon.
     """
 
-    config: Any
-    num_inference_steps: int | None
-    model_outputs: list[Tensor | None]
+    model_outputs: list[Any]
     lower_order_nums: int
 
     def _keeps_x0(self) -> bool:
@@ -30,8 +28,7 @@ class MultistepStep(fused.IndexedStep):
 
     def _check_config(self) -> None:
         _checks.integer("solver_order", self.config.solver_order, 1)
-        known = ("epsilon", "sample", "v_prediction")
-        known = (*known, "flow_prediction") if self._keeps_x0() else known
+        known = [*PREDICTION_TYPES, "flow_prediction"] if self._keeps_x0() else PREDICTION_TYPES
         _checks.choice("prediction_type", self.config.prediction_type, known)
 
     def _prepare(self) -> None:

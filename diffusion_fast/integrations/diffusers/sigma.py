@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion_fast import _checks, _tensors
 from diffusion_fast.integrations.diffusers import fused
-from diffusion_fast.solvers.chain import H1, H2, M, X, Z
+from diffusion_fast.solvers.chain import H1, H2, M, Z
 from diffusion_fast.solvers.euler import ancestral, epsilon_of
 from diffusion_fast.solvers.levels import Level
 from diffusion_fast.solvers.table import StepRow
@@ -25,9 +25,7 @@ logger = logging.get_logger(__name__)
 
 
 class _SigmaStep(fused.IndexedStep):
-    """For networks trained on sqrt(abar) x0 + sqrt(1 - abar) epsilon, which scale_model_input goes back to."""
-
-    is_scale_input_called: bool
+    """For networks trained on sqrt(abar) x0 + sqrt(1 - abar) epsilon, to which scale_model_input goes back."""
 
     def _prepare(self) -> None:
         sigma = self.sigmas.double().cpu().numpy()
@@ -88,11 +86,11 @@ class FastEulerDiscreteScheduler(_SigmaStep, EulerDiscreteScheduler):
         pair = fused.tensors(model_output, sample, upcast=True)
         if row is None or pair is None:
             options = (s_churn, s_tmin, s_tmax, s_noise, generator, return_dict)
-            return super().step(model_output, timestep, sample, *options)
+            return EulerDiscreteScheduler.step(self, model_output, timestep, sample, *options)
         F, x = pair
         if gamma > 0:  # up to the higher level, where the network is taken to have been
             rise = self._levels[i].noise * math.sqrt(gamma * (gamma + 2))
-            stir = StepRow.of(0.0, evaluates=False, a=1.0, s=rise * s_noise)
+            stir = StepRow.of(0.0, evaluates=False, coefficients={"a": 1.0, "s": rise * s_noise})
             x = fused.apply(stir, x, None, noise=fused.drawn(generator, model_output))
         x0, written = self._prediction(model_output, x)
         prev_sample = fused.apply(row, x, F, prediction=written).to(model_output.dtype)
@@ -125,7 +123,8 @@ class FastEulerAncestralDiscreteScheduler(_SigmaStep, EulerAncestralDiscreteSche
         row = self._row(i)
         pair = fused.tensors(model_output, sample, upcast=True)
         if row is None or pair is None:
-            return super().step(model_output, timestep, sample, generator, return_dict)
+            options = (generator, return_dict)
+            return EulerAncestralDiscreteScheduler.step(self, model_output, timestep, sample, *options)
         F, x = pair
         x0, written = self._prediction(model_output, x)
         noise = fused.drawn(generator, model_output)
@@ -139,7 +138,8 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
 
     __init__ = fused.checked(HeunDiscreteScheduler)
     _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-    _first: Tensor | None = None  # x0 as predicted in the first stage, in memory of its own
+    sample: Any
+    _first: Any = None  # x0 as predicted in the first stage, in memory of its own
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -166,7 +166,7 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
         row = self._row((i, second))
         pair = fused.tensors(model_output, sample)
         if row is None or pair is None or (second and self.prev_derivative is not None):
-            return super().step(model_output, timestep, sample, return_dict)
+            return HeunDiscreteScheduler.step(self, model_output, timestep, sample, return_dict)
         F, x = pair
         x0, written = self._prediction(model_output, x)
         if second:

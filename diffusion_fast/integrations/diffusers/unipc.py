@@ -27,8 +27,12 @@ class FastUniPCMultistepScheduler(MultistepStep, UniPCMultistepScheduler):
 
     __init__ = fused.checked(UniPCMultistepScheduler)
 
+    last_sample: Any
+    this_order: int
+    timestep_list: list[Any]
+
     def _keeps_x0(self) -> bool:
-        return self.predict_x0
+        return bool(self.predict_x0)
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -68,12 +72,14 @@ class FastUniPCMultistepScheduler(MultistepStep, UniPCMultistepScheduler):
         corrects = i > 0 and self.last_sample is not None and i - 1 not in self.disable_corrector
         most = min(self._order, self._count - i) if self._lowers else self._order
         order = min(most, self.lower_order_nums + 1)
-        rows = [self._row(("first", i, order))]
+        rows: list[Any]
         if corrects:
             rows = [convert, self._row(("correct", i, self.this_order)), self._row(("predict", i, order))]
+        else:
+            rows = [self._row(("first", i, order))]
         pair = fused.tensors(model_output, sample)
         if pair is None or None in rows or self.solver_p is not None:
-            return super().step(model_output, timestep, sample, return_dict)
+            return UniPCMultistepScheduler.step(self, model_output, timestep, sample, return_dict)
         F, x = pair
         if corrects:
             m = fused.apply(rows[0], x, F)

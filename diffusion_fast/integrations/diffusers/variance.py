@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +19,14 @@ from diffusion_fast.solvers.ddpm import posterior
 from diffusion_fast.solvers.levels import PREDICTION_TYPES, Levels
 from diffusion_fast.solvers.table import StepRow
 
+_LEAST_VARIANCE = 1e-20  # as in the original, which takes its logarithm
+
 
 class _VarianceStep(fused.FusedStep):
     """Levels sqrt(abar) x0 + sqrt(1 - abar) epsilon, and what both schedulers make of an output."""
 
     _LEVELS = "alphas_cumprod"
     _PREDICTION_TYPES = PREDICTION_TYPES
-    alphas_cumprod: Tensor
 
     def _set_levels(self, t: np.ndarray, prev: np.ndarray, final: float) -> None:
         """Levels at timesteps t and at those before; at a negative one alphas_cumprod is final."""
@@ -82,19 +82,19 @@ class FastDDPMScheduler(_VarianceStep, DDPMScheduler):
         mean_x, mean_x0, small = posterior(q)
         s = 0.0
         if key > 0:
-            s = 1.0 if self._learned else self._deviation(q, small)
+            s = 1.0 if self._learned else self._deviation(q, np.maximum(small, _LEAST_VARIANCE))
         return fused.fused_row(mean_x * X + mean_x0 * M + s * Z, (self._x0.x[i], self._x0.F[i]), self._bounds)
 
-    def _deviation(self, q: Levels, small: float) -> float:
+    def _deviation(self, q: Levels, small: np.ndarray) -> float:
         large = self.variance_type == "fixed_large"
-        return float(np.sqrt(q.beta if large else max(small, 1e-20)))  # any other name is "fixed_small"
+        return float(np.sqrt(q.beta if large else small))  # any other name is "fixed_small"
 
     def _log_variance(self, key: int, predicted: Tensor) -> Tensor:
         """Nichol & Dhariwal 2021, eq. 15, for learned_range; learned is the variance itself."""
         if self.variance_type == "learned":
             return predicted.log()
         q = self._level(self._index[key])
-        low, high = (float(np.log(v)) for v in (max(posterior(q)[2], 1e-20), q.beta))
+        low, high = (float(np.log(v)) for v in (np.maximum(posterior(q)[2], _LEAST_VARIANCE), q.beta))
         return (predicted * ((high - low) / 2)).add_((high + low) / 2)
 
     def step(
@@ -113,7 +113,7 @@ class FastDDPMScheduler(_VarianceStep, DDPMScheduler):
             output, predicted = self._split(model_output, sample, needed=row.s != 0)
         pair = fused.tensors(output, sample)
         if row is None or pair is None:
-            return super().step(model_output, timestep, sample, generator, return_dict)
+            return DDPMScheduler.step(self, model_output, timestep, sample, generator, return_dict)
         F, x = pair
         x0, written = self._prediction(output, x)
         prev_sample = fused.apply(
@@ -132,7 +132,9 @@ class FastDDPMScheduler(_VarianceStep, DDPMScheduler):
             output, predicted = model_output.split(sample.shape[1], dim=1)
             return output, predicted.to(torch.result_type(output, sample))
         if needed:
-            accepted = f"twice the {sample.shape[1]} channels of sample with variance_type={self.variance_type!r}"
+            accepted = (
+                f"twice the {sample.shape[1]} channels of sample with variance_type={self.variance_type!r}"
+            )
             raise _checks.bad_value("model_output", model_output, accepted)
         return model_output, None
 
@@ -181,7 +183,8 @@ class FastDDIMScheduler(_VarianceStep, DDIMScheduler):
         row = self._row((operator.index(timestep), float(eta), bool(use_clipped_model_output)))
         pair = fused.tensors(model_output, sample)
         if row is None or pair is None:
-            return super().step(
+            return DDIMScheduler.step(
+                self,
                 model_output,
                 timestep,
                 sample,
