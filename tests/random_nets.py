@@ -98,16 +98,19 @@ ANY_WIDTH: list[Callable[[Tensor, Tensor], Tensor]] = [
 
 
 class RandomNet(nn.Module):
-    """module(x, t) or, with classes, module(x, t, y): n_ops random steps on a growing list of values."""
+    """module(x, t[, y][, context]): n_ops random steps on a growing list of values."""
 
-    def __init__(self, seed: int, dim: int, n_classes: int = 0, n_ops: int = 7) -> None:
+    def __init__(
+        self, seed: int, dim: int, n_classes: int = 0, n_ops: int = 7, n_context: int = 0
+    ) -> None:
         super().__init__()
         self.rng = np.random.default_rng(seed)
         self.time = nn.Sequential(nn.Linear(2, 6), nn.SiLU(), nn.Linear(6, 6))
         self.label = nn.Embedding(n_classes, 6) if n_classes else None
         self.parts = nn.ModuleList()
         self.steps: list[Callable[[Values], Tensor]] = []
-        widths = [dim, 6, *([6] if n_classes else [])]
+        self.n_context = n_context
+        widths = [dim, 6, *([6] if n_classes else []), *([n_context] if n_context else [])]
         unread, self.on_x = {0}, [0]
         with torch.no_grad():
             for _ in range(n_ops):
@@ -194,11 +197,11 @@ class RandomNet(nn.Module):
         made = self.part(makers[self.rng.integers(4)]())
         return lambda v: made(v[i])
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
         angle = t.to(x.dtype)[:, None] * torch.tensor([0.3, 0.02], dtype=x.dtype)
         values = [x, self.time(torch.sin(angle))]
-        if self.label is not None:
-            values.append(self.label(y))
+        for i, condition in enumerate(conditions):
+            values.append(self.label(condition) if self.label is not None and i == 0 else condition)
         for step in self.steps:
             values.append(step(values))
         out = self.last(torch.tanh(torch.cat([values[i] for i in self.unread], dim=-1)))
@@ -209,4 +212,5 @@ def random_net(seed: int) -> RandomNet:
     """The module of this seed, in eval mode; torch's global generator is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return RandomNet(seed, 1 + seed % 6, n_classes=4 * (seed % 2), n_ops=3 + seed % 5)
+        n_context = 3 if seed % 4 >= 2 else 0
+        return RandomNet(seed, 1 + seed % 6, 4 * (seed % 2), 3 + seed % 5, n_context)

@@ -30,15 +30,22 @@ def one_evaluation(program: TileProgram, table: int) -> Plan:
     return build_plan(StepTable(rows, np.array([0]), np.arange(program.n_tables), "one"), program)
 
 
-def native(program: TileProgram, x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+def native(
+    program: TileProgram, x: torch.Tensor, labels: torch.Tensor | None, context: torch.Tensor | None
+) -> torch.Tensor:
     """Equal parts of x with each step."""
     parts = []
-    y = torch.zeros(len(x)) if labels is None else labels
-    for table, (u, label) in enumerate(zip(x.chunk(len(STEPS)), y.int().chunk(len(STEPS)), strict=True)):
+    for table, rows in enumerate(torch.arange(len(x)).chunk(len(STEPS))):
         kernel = _cpu.Program(one_evaluation(program, table).to_bytes())
-        out = torch.empty_like(u)
-        address = 0 if labels is None else label.data_ptr()
-        kernel.run(out.data_ptr(), len(u), 0, 0, 1, x_T=u.data_ptr(), labels=address)
+        u = x[rows]
+        out, given = torch.empty_like(u), {}
+        y = None if labels is None else labels[rows].int()
+        c = None if context is None else context[rows]
+        if y is not None:
+            given["labels"] = y.data_ptr()
+        if c is not None:
+            given |= {"context": c.data_ptr(), "context_stride": c.shape[1]}
+        kernel.run(out.data_ptr(), len(u), 0, 0, 1, x_T=u.data_ptr(), **given)
         parts.append(out)
     return torch.cat(parts)
 
@@ -46,15 +53,17 @@ def native(program: TileProgram, x: torch.Tensor, labels: torch.Tensor | None) -
 def check(seed: int) -> None:
     module = random_net(seed)
     n_classes = 4 if module.label is not None else 0
-    program = capture(module, (module.dim,), STEPS, n_classes, SCHEDULE)
+    inputs = [("", (module.n_context,))] if module.n_context else []
+    program = capture(module, (module.dim,), STEPS, n_classes, SCHEDULE, context=inputs)
     table = torch.arange(N) // (N // len(STEPS))
     x, t = torch.randn(N, module.dim), torch.tensor(STEPS)[table]
     y = torch.randint(0, 4, (N,)) if n_classes else None
-    args = [t] if y is None else [t, y]
+    c = torch.randn(N, module.n_context) if module.n_context else None
+    args = [t, *(given for given in (y, c) if given is not None)]
     plain = module(x, *args).detach()
     exact = in_float64(module, x, *args)
-    assert_close_as_torch(reference.net(program, x, table, y), plain, exact)
-    assert_close_as_torch(native(program, x, y), plain, exact)
+    assert_close_as_torch(reference.net(program, x, table, y, c), plain, exact)
+    assert_close_as_torch(native(program, x, y, c), plain, exact)
 
 
 def check_all(seeds: range) -> None:

@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 
 class _SigmaStep(fused.IndexedStep):
-    """For networks trained on sqrt(abar) x0 + sqrt(1 - abar) epsilon, to which scale_model_input goes back."""
+    """For networks trained on sqrt(abar) x0 + sqrt(1 - abar) epsilon: scale_model_input leads back there."""
 
     def _prepare(self) -> None:
         sigma = self.sigmas.double().cpu().numpy()
