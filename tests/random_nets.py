@@ -100,9 +100,7 @@ ANY_WIDTH: list[Callable[[Tensor, Tensor], Tensor]] = [
 class RandomNet(nn.Module):
     """module(x, t[, y][, context]): n_ops random steps on a growing list of values."""
 
-    def __init__(
-        self, seed: int, dim: int, n_classes: int = 0, n_ops: int = 7, n_context: int = 0
-    ) -> None:
+    def __init__(self, seed: int, dim: int, n_classes: int = 0, n_ops: int = 7, n_context: int = 0) -> None:
         super().__init__()
         self.rng = np.random.default_rng(seed)
         self.time = nn.Sequential(nn.Linear(2, 6), nn.SiLU(), nn.Linear(6, 6))

@@ -43,7 +43,9 @@ def noise_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
         return randn_tensor(shape, dtype=torch.float32, **given).to(dtype)
 
     for name in MODULES:
-        monkeypatch.setattr(importlib.import_module(f"diffusers.schedulers.scheduling_{name}"), "randn_tensor", drawn)
+        monkeypatch.setattr(
+            importlib.import_module(f"diffusers.schedulers.scheduling_{name}"), "randn_tensor", drawn
+        )
 
 
 @pytest.fixture
@@ -60,7 +62,13 @@ def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def compare(
-    name: str, calls: list[int], config: dict[str, Any], *, unfused: int = 0, limit: float = 1e-4, **options: Any
+    name: str,
+    calls: list[int],
+    config: dict[str, Any],
+    *,
+    unfused: int = 0,
+    limit: float = 1e-4,
+    **options: Any,
 ) -> None:
     """unfused: steps that are left to the original."""
     options["noisy"] = name in NOISY or options.pop("noisy", False)
@@ -224,7 +232,9 @@ def test_heun(kind: str, kernel_calls: list[int]) -> None:
         compare("HeunDiscreteScheduler", kernel_calls, {"prediction_type": kind, "clip_sample": clip})
 
 
-@pytest.mark.parametrize("config", [{"beta_schedule": "exp", "timestep_spacing": "leading"}, *SIGMAS[1:]], ids=str)
+@pytest.mark.parametrize(
+    "config", [{"beta_schedule": "exp", "timestep_spacing": "leading"}, *SIGMAS[1:]], ids=str
+)
 def test_heun_options(config: dict[str, Any], kernel_calls: list[int]) -> None:
     # their constructor makes a timestep of every sigma
     compare("HeunDiscreteScheduler", kernel_calls, {**config, "num_train_timesteps": 100})

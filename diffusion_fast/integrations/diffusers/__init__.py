@@ -23,6 +23,8 @@ of these tensors in place after the first step is not seen.
 
 from __future__ import annotations
 
+from diffusers import SchedulerMixin  # noqa: F401  (a saved pipeline looks for it beside its scheduler's class)
+
 from diffusion_fast.integrations.diffusers.dpm import FastDPMSolverMultistepScheduler
 from diffusion_fast.integrations.diffusers.sigma import (
     FastEulerAncestralDiscreteScheduler,
@@ -41,3 +43,6 @@ __all__ = [
     "FastHeunDiscreteScheduler",
     "FastUniPCMultistepScheduler",
 ]
+
+for _name in __all__:  # a saved pipeline names this page as the home of its scheduler
+    globals()[_name].__module__ = __name__

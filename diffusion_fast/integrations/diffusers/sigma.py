@@ -150,9 +150,9 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
 
     def _make(self, key: tuple[int, bool]) -> StepRow:
         i, second = key
-        x0 = self._x0[i]
+        x0, after = self._x0[i], self._next_level(i)
         if not second:
-            now, after = self._levels[i], self._next_level(i)
+            now = self._levels[i]
             return fused.fused_row(M + after.noise * epsilon_of(now), x0, self._bounds, push=True)
         now, after = self._levels[i - 1], self._levels[i]  # h1: x0 at the first stage, h2: x there
         slopes = (H2 - H1) / now.noise + epsilon_of(after)
