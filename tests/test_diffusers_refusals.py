@@ -91,7 +91,7 @@ def test_timesteps() -> None:
 
 def test_learned_variance_needs_its_channels() -> None:
     scheduler = ours("DDPMScheduler", variance_type="learned_range")
-    with pytest.raises(ValueError, match="model_output: .*twice the 3 channels"):
+    with pytest.raises(ValueError, match=r"model_output: .*twice the 3 channels"):
         scheduler.step(START, 500, START)
     scheduler.step(START, 0, START)  # no noise in the last step
 
@@ -99,5 +99,5 @@ def test_learned_variance_needs_its_channels() -> None:
 def test_two_sources_of_noise() -> None:
     scheduler = ours("DDIMScheduler")
     scheduler.set_timesteps(4)
-    with pytest.raises(ValueError, match="variance_noise: .*generator"):
+    with pytest.raises(ValueError, match=r"variance_noise: .*generator"):
         scheduler.step(START, 500, START, eta=1.0, variance_noise=START, generator=torch.Generator())

@@ -1,4 +1,4 @@
-"""What a scheduler is beside its step: configuration, noise, state, tensors of any kind, use in a pipeline."""
+"""What a scheduler is beside its step: configuration, noise, state, tensors of any kind, pipelines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install '.[diffusers]'")
+pytest.importorskip("diffusers", reason="diffusers is not installed: pip install '.[diffusers]'")
+import diffusers
 from diffusers_loops import NAMES, START, gap, network, original, ours, run
 
 from diffusion_fast.integrations import diffusers as fast
