@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ class FastDPMSolverMultistepScheduler(MultistepStep, DPMSolverMultistepScheduler
     """DPMSolverMultistepScheduler with a fused step; see the package's page."""
 
     __init__ = fused.checked(DPMSolverMultistepScheduler)
+    set_timesteps = fused.prepared(DPMSolverMultistepScheduler)
 
     def _check_config(self) -> None:
         super()._check_config()
@@ -57,6 +59,9 @@ class FastDPMSolverMultistepScheduler(MultistepStep, DPMSolverMultistepScheduler
         if self._order == 2 or made < 2 or (left == 2 and self._second_order_last):
             return 2
         return 3
+
+    def _usual_keys(self) -> Iterable[tuple[int, int]]:
+        return ((i, min(i, self._order)) for i in range(self._count))
 
     def _make(self, key: tuple[int, int]) -> StepRow:
         i, made = key

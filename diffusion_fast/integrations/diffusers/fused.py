@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class FusedStep:
     _PREDICTION_TYPES: tuple[str, ...]
     _made_from: tuple[Any, Any, Any] = (None, None, None)
     _rows: dict[Any, StepRow | None] = {}
+    _is_made = False
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...  # what the original has
@@ -54,19 +55,13 @@ class FusedStep:
     def _make(self, key: Any) -> StepRow | None:
         raise NotImplementedError
 
+    def _usual_keys(self) -> Iterable[Any]:
+        """The keys of a run from its first step to its last, with the default options of step."""
+        raise NotImplementedError
+
     def _row(self, key: Any) -> StepRow | None:
         """The row of a key; None where float32 cannot hold it."""
-        timesteps, levels, config = self._made_from
-        now = vars(self)
-        if (
-            timesteps is not now["timesteps"]
-            or levels is not now[self._LEVELS]
-            or config is not now["_internal_dict"]
-        ):
-            with np.errstate(all="ignore"):
-                self._prepare()
-            self._rows = {}
-            self._made_from = now["timesteps"], now[self._LEVELS], now["_internal_dict"]
+        self._refresh()
         try:
             return self._rows[key]
         except KeyError:
@@ -80,6 +75,20 @@ class FusedStep:
             row = None
         self._rows[key] = row
         return row
+
+    def _refresh(self) -> None:
+        """Forgets the rows where the run is made from something else than they were."""
+        timesteps, levels, config = self._made_from
+        now = vars(self)
+        if (
+            timesteps is not now["timesteps"]
+            or levels is not now[self._LEVELS]
+            or config is not now["_internal_dict"]
+        ):
+            with np.errstate(all="ignore"):
+                self._prepare()
+            self._rows = {}
+            self._made_from = now["timesteps"], now[self._LEVELS], now["_internal_dict"]
 
     def _limits(self, clip: float | None = None) -> tuple[float, float, float]:
         """What thresholding, else a clamp at clip, make of a predicted x0; the form of UNLIMITED."""
@@ -112,6 +121,21 @@ class IndexedStep(FusedStep):
         return level
 
 
+def prepared(original: Any) -> Callable[..., None]:
+    """A set_timesteps with the original's signature that also makes the rows of the run to come."""
+    set_timesteps: Callable[..., None] = original.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def prepared_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        set_timesteps(self, *args, **kwargs)
+        if self._is_made:  # one constructor sets its timesteps too
+            self._refresh()
+            for key in self._usual_keys():
+                self._row(key)
+
+    return prepared_timesteps
+
+
 def checked(original: Any) -> Callable[..., None]:
     """An __init__ with the original's signature, which from_config reads, that also checks the values."""
     init: Callable[..., None] = original.__init__
@@ -120,6 +144,7 @@ def checked(original: Any) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         self._check_config()
+        self._is_made = True
 
     return __init__
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,11 @@ class FastEulerDiscreteScheduler(_SigmaStep, EulerDiscreteScheduler):
     """EulerDiscreteScheduler with a fused step; see the package's page."""
 
     __init__ = fused.checked(EulerDiscreteScheduler)
+    set_timesteps = fused.prepared(EulerDiscreteScheduler)
     _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "original_sample")
+
+    def _usual_keys(self) -> Iterable[tuple[int, float]]:
+        return ((i, 0.0) for i in range(len(self._levels) - 1))
 
     def _make(self, key: tuple[int, float]) -> StepRow:
         i, gamma = key
@@ -102,7 +107,11 @@ class FastEulerAncestralDiscreteScheduler(_SigmaStep, EulerAncestralDiscreteSche
     """EulerAncestralDiscreteScheduler with a fused step; see the package's page."""
 
     __init__ = fused.checked(EulerAncestralDiscreteScheduler)
+    set_timesteps = fused.prepared(EulerAncestralDiscreteScheduler)
     _PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+    def _usual_keys(self) -> Iterable[int]:
+        return range(len(self._levels) - 1)
 
     def _make(self, key: int) -> StepRow:
         now, after = self._levels[key], self._next_level(key)
@@ -137,6 +146,7 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
     """HeunDiscreteScheduler with a fused step; see the package's page."""
 
     __init__ = fused.checked(HeunDiscreteScheduler)
+    set_timesteps = fused.prepared(HeunDiscreteScheduler)
     _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
     sample: Any
     _first: Any = None  # x0 as predicted in the first stage, in memory of its own
@@ -147,6 +157,9 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
         self._bounds = self._limits(self.config.clip_sample_range if clip else None)
         if clip:
             self._kind = "clamped " + self._kind
+
+    def _usual_keys(self) -> Iterable[tuple[int, bool]]:
+        return ((i, i % 2 == 1) for i in range(len(self._levels) - 1))
 
     def _make(self, key: tuple[int, bool]) -> StepRow:
         i, second = key
@@ -170,7 +183,8 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
         F, x = pair
         x0, written = self._prediction(model_output, x)
         if second:
-            prev_sample = fused.apply(row, x, F, history=(self._first, self.sample), prediction=written)
+            before = self.sample if self.sample.data_ptr() != x.data_ptr() else self.sample.clone()
+            prev_sample = fused.apply(row, x, F, history=(self._first, before), prediction=written)
             self._first = self.sample = self.dt = None
         else:
             x, self._first = x.contiguous(), _tensors.empty_like(x)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from diffusers import UniPCMultistepScheduler
@@ -26,6 +28,7 @@ class FastUniPCMultistepScheduler(MultistepStep, UniPCMultistepScheduler):
     """
 
     __init__ = fused.checked(UniPCMultistepScheduler)
+    set_timesteps = fused.prepared(UniPCMultistepScheduler)
 
     last_sample: Any
     this_order: int
@@ -37,6 +40,16 @@ class FastUniPCMultistepScheduler(MultistepStep, UniPCMultistepScheduler):
     def _prepare(self) -> None:
         super()._prepare()
         self._lowers = self.config.lower_order_final
+
+    def _order_at(self, i: int, made: int) -> int:
+        """The original's order of step i, the one after `made` others."""
+        return min(self._order, made + 1, self._count - i if self._lowers else self._order)
+
+    def _usual_keys(self) -> Iterable[tuple[str, int, int]]:
+        orders = [self._order_at(i, min(i, self._order)) for i in range(self._count)]
+        yield "first", 0, orders[0]
+        for i, (last, order) in enumerate(itertools.pairwise(orders), start=1):
+            yield from (("convert", i, 0), ("correct", i, last), ("predict", i, order))
 
     def _make(self, key: tuple[str, int, int]) -> StepRow:
         use, i, order = key
@@ -70,8 +83,7 @@ class FastUniPCMultistepScheduler(MultistepStep, UniPCMultistepScheduler):
         i = self._index(timestep)
         convert = self._row(("convert", i, 0))
         corrects = i > 0 and self.last_sample is not None and i - 1 not in self.disable_corrector
-        most = min(self._order, self._count - i) if self._lowers else self._order
-        order = min(most, self.lower_order_nums + 1)
+        order = self._order_at(i, self.lower_order_nums)
         rows: list[Any]
         if corrects:
             rows = [convert, self._row(("correct", i, self.this_order)), self._row(("predict", i, order))]

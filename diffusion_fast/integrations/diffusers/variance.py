@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -56,6 +57,7 @@ class FastDDPMScheduler(_VarianceStep, DDPMScheduler):
     """DDPMScheduler with a fused step; see the package's page."""
 
     __init__ = fused.checked(DDPMScheduler)
+    set_timesteps = fused.prepared(DDPMScheduler)
 
     def _check_config(self) -> None:
         super()._check_config()
@@ -73,6 +75,9 @@ class FastDDPMScheduler(_VarianceStep, DDPMScheduler):
         self._index = {int(time): i for i, time in reversed(list(enumerate(t)))}
         self._set_levels(t, prev, 1.0)
         self._learned = self.variance_type in ("learned", "learned_range")
+
+    def _usual_keys(self) -> Iterable[int]:
+        return self._index
 
     def _make(self, key: int) -> StepRow:
         if key not in self._index:
@@ -143,12 +148,16 @@ class FastDDIMScheduler(_VarianceStep, DDIMScheduler):
     """DDIMScheduler with a fused step; see the package's page."""
 
     __init__ = fused.checked(DDIMScheduler)
+    set_timesteps = fused.prepared(DDIMScheduler)
 
     def _prepare(self) -> None:
         t = np.arange(self.config.num_train_timesteps)
         # the original's stride, whatever the list of timesteps is
         stride = self.config.num_train_timesteps // self.num_inference_steps
         self._set_levels(t, t - stride, float(self.final_alpha_cumprod))
+
+    def _usual_keys(self) -> Iterable[tuple[int, float, bool]]:
+        return ((t, 0.0, False) for t in self.timesteps.tolist())
 
     def _make(self, key: tuple[int, float, bool]) -> StepRow:
         t, eta, clipped = key
