@@ -163,9 +163,9 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
 
     def _make(self, key: tuple[int, bool]) -> StepRow:
         i, second = key
-        x0, after = self._x0[i], self._next_level(i)
+        x0 = self._x0[i]
         if not second:
-            now = self._levels[i]
+            now, after = self._levels[i], self._next_level(i)
             return fused.fused_row(M + after.noise * epsilon_of(now), x0, self._bounds, push=True)
         now, after = self._levels[i - 1], self._levels[i]  # h1: x0 at the first stage, h2: x there
         slopes = (H2 - H1) / now.noise + epsilon_of(after)
@@ -179,6 +179,8 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
         row = self._row((i, second))
         pair = fused.tensors(model_output, sample)
         if row is None or pair is None or (second and self.prev_derivative is not None):
+            if second and self.prev_derivative is None:  # the first stage was ours
+                self.prev_derivative = (self.sample - self._first) / self.sigmas[i - 1]
             return HeunDiscreteScheduler.step(self, model_output, timestep, sample, return_dict)
         F, x = pair
         x0, written = self._prediction(model_output, x)

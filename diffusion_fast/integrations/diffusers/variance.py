@@ -32,9 +32,11 @@ class _VarianceStep(fused.FusedStep):
     def _set_levels(self, t: np.ndarray, prev: np.ndarray, final: float) -> None:
         """Levels at timesteps t and at those before; at a negative one alphas_cumprod is final."""
         config = self.config
-        abar = self.alphas_cumprod.double().cpu().numpy()
-        now, before = abar[t], np.where(prev >= 0, abar[prev], final)
-        alpha = now / before
+        abar = self.alphas_cumprod.cpu().numpy()
+        before = np.where(prev >= 0, abar[prev], abar.dtype.type(final))
+        # in float32, as the original has it: 1 - alpha keeps that rounding, which is 1e-3 of a small beta
+        alpha = (abar[t] / before).astype(np.float64)
+        now, before = abar[t].astype(np.float64), before.astype(np.float64)
         self._q = Levels(t, np.sqrt(now), np.sqrt(before), 1 - now, 1 - before, alpha, 1 - alpha)
         kind = config.prediction_type
         self._x0, self._epsilon = fused.predictions(kind, self._q.sqrt_abar, np.sqrt(self._q.var))
