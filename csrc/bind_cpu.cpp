@@ -8,7 +8,9 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "cpu/run.h"
 
@@ -120,37 +122,41 @@ py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, 
     return py::make_tuple(report.bad_rows, report.first_bad);
 }
 
-void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, uintptr_t out, uintptr_t x,
-                  uintptr_t model_output, uintptr_t uncond_output, uintptr_t guidance_scale,
-                  int64_t guidance_stride, uintptr_t h1, uintptr_t h2, uintptr_t h3, uintptr_t log_variance,
-                  uintptr_t noise, uintptr_t prediction, int64_t n, int64_t dim, uint64_t start,
-                  uint64_t seed, uint32_t step, int threads) {
+// tensors: the addresses of out, x, model_output, uncond_output, guidance_scale, h1, h2, h3, log_variance, noise
+// and prediction, 0 where absent; scale: one for all samples where guidance_scale is. A tuple, for a long list
+// of arguments takes longer than a small step.
+void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, const py::tuple& tensors,
+                  float scale, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
+                  int threads) {
     StepArgs a{};
     require(PyBytes_GET_SIZE(row.ptr()) == sizeof(StepRow), "row: not 80 bytes");
     std::memcpy(&a.row, PyBytes_AS_STRING(row.ptr()), sizeof(StepRow));
     check_range(n, dim, start);
     require(dtype <= uint32_t(Dtype::kFloat16), "dtype: unknown");
-    require(n == 0 || (out && x), "x: a null pointer");
     require(step < (1u << 28), "step: accepted: below 2^28");
-    require(!uncond_output || (model_output && guidance_scale),
-            "uncond_output: needs model_output and guidance_scale");
-    const uintptr_t history[] = {h1, h2, h3};
-    const uint32_t reads[] = {kTermC1, kTermC2, kTermC3};
-    for (int i = 0; i < 3; ++i) {
-        require(history[i] || !(terms & reads[i]), "history: the row needs more tensors");
-        a.history[i] = pointer<void>(history[i]);
+    void* at[11];
+    require(tensors.size() == std::size(at), "tensors: not 11 addresses");
+    for (size_t i = 0; i < std::size(at); ++i) {
+        at[i] = PyLong_AsVoidPtr(PyTuple_GET_ITEM(tensors.ptr(), py::ssize_t(i)));
+        if (!at[i] && PyErr_Occurred()) throw py::error_already_set();
     }
     a.terms = terms;
     a.dtype = Dtype(dtype);
-    a.out = pointer<void>(out);
-    a.x = pointer<const void>(x);
-    a.model_output = pointer<const void>(model_output);
-    a.uncond_output = pointer<const void>(uncond_output);
-    a.guidance_scale = pointer<const float>(guidance_scale);
-    a.guidance_stride = guidance_stride ? 1 : 0;
-    a.log_variance = pointer<const void>(log_variance);
-    a.noise = pointer<const void>(noise);
-    a.prediction = pointer<void>(prediction);
+    a.out = at[0];
+    a.x = at[1];
+    a.model_output = at[2];
+    a.uncond_output = at[3];
+    a.guidance_scale = at[4] ? static_cast<const float*>(at[4]) : &scale;
+    a.guidance_stride = at[4] ? 1 : 0;
+    std::copy_n(at + 5, 3, a.history);
+    a.log_variance = at[8];
+    a.noise = at[9];
+    a.prediction = at[10];
+    require(n == 0 || (a.out && a.x), "x: a null pointer");
+    require(!a.uncond_output || a.model_output, "uncond_output: needs model_output");
+    const uint32_t reads[] = {kTermC1, kTermC2, kTermC3};
+    for (int i = 0; i < 3; ++i)
+        require(a.history[i] || !(terms & reads[i]), "history: the row needs more tensors");
     a.n = n;
     a.dim = dim;
     a.start = start;

@@ -15,15 +15,18 @@ from diffusion_fast import _checks, _cpu
 _LARGE = 1 << 22  # bytes; smaller blocks come from malloc's arenas, already mapped
 
 
-def given(name: str, tensor: Any, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+def given(name: str, tensor: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """A dense CPU tensor of this dtype and shape that needs no gradient, made contiguous where it is not."""
-    fits = isinstance(tensor, Tensor) and tensor.dtype is dtype and tensor.shape == torch.Size(shape)
-    if not fits or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+    fits = isinstance(tensor, Tensor) and tensor.dtype is dtype and tensor.shape == shape
+    if not fits or not tensor.is_cpu or tensor.layout is not torch.strided:
         accepted = f"a {dtype} tensor of shape {tuple(shape)} on the CPU"
         error = _checks.bad_value if isinstance(tensor, Tensor) else _checks.bad_type
         raise error(name, tensor, accepted)
-    no_gradient(name, tensor)
-    return tensor.contiguous()
+    if tensor.requires_grad:
+        no_gradient(name, tensor)
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
+    return tensor.contiguous().resolve_neg()
 
 
 def no_gradient(name: str, tensor: Tensor) -> None:
@@ -35,7 +38,7 @@ def output(
     name: str,
     out: Any,
     dtype: torch.dtype,
-    shape: Sequence[int],
+    shape: tuple[int, ...],
     inputs: Sequence[Tensor | None],
     *,
     in_place: bool,
@@ -44,28 +47,30 @@ def output(
 
     in_place allows the very same memory as an input, where each element is read before it is written.
     """
-    accepted = f"a writable, contiguous {dtype} tensor or array of shape {tuple(shape)} on the CPU"
     tensor = out
     if isinstance(out, np.ndarray):
         if not out.flags.writeable or not out.flags.c_contiguous:
             state = f"strides {out.strides}" if out.flags.writeable else "read-only"
-            raise _checks.bad_value(name, f"{_checks.describe(out)}, {state}", accepted)
+            raise _checks.bad_value(name, f"{_checks.describe(out)}, {state}", _writable(dtype, shape))
         if out.dtype != np.float32:
-            raise _checks.bad_value(name, out, accepted)
+            raise _checks.bad_value(name, out, _writable(dtype, shape))
         tensor = torch.from_numpy(out)
-    same = given(name, tensor, dtype, shape)
-    if same is not tensor:
-        raise _checks.bad_value(name, f"{_checks.describe(tensor)}, strides {tensor.stride()}", accepted)
-    begin, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    if given(name, tensor, dtype, shape) is not tensor:
+        strides = f"{_checks.describe(tensor)}, strides {tensor.stride()}"
+        raise _checks.bad_value(name, strides, _writable(dtype, shape))
+    begin = tensor.data_ptr()
+    end = begin + tensor.nbytes
     for other in inputs:
-        if other is None or (in_place and other.data_ptr() == begin):
+        if other is None:
             continue
-        if (
-            other.data_ptr() < begin + size
-            and begin < other.data_ptr() + other.numel() * other.element_size()
-        ):
+        at = other.data_ptr()
+        if at < end and begin < at + other.nbytes and not (in_place and at == begin):
             raise _checks.bad_value(name, out, "memory that overlaps no other argument")
     return tensor
+
+
+def _writable(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    return f"a writable, contiguous {dtype} tensor or array of shape {tuple(shape)} on the CPU"
 
 
 def empty_like(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ noise and the guidance combine. Its twin in plain torch is reference.reverse_ste
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,11 @@ from diffusion_fast.solvers.table import TERM_BITS, StepRow
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ACCEPTED = "a float32, bfloat16 or float16 tensor on the CPU, the first axis counting samples"
-_HISTORY_TERMS = [(k, TERM_BITS[f"c{k}"]) for k in (1, 2, 3)]
+_HISTORY_TERMS = [(k, TERM_BITS[f"c{k}"]) for k in (3, 2, 1)]
+_ANY_HISTORY = sum(bit for _, bit in _HISTORY_TERMS)
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+_MAX_STATISTICS = (1 << 31) - 1  # elements of a sample whose order statistic is looked for
+_ONE_THREAD = 1 << 16  # elements that are never worth a second thread; asking how many there are takes time
 
 
 def reverse_step(
@@ -35,6 +39,7 @@ def reverse_step(
     guidance_scale: float | Tensor | None = None,
     history: Sequence[Tensor] = (),
     log_variance: Tensor | None = None,
+    doubled: Literal["uncond_first", "cond_first"] | None = None,
     prediction: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -49,6 +54,9 @@ def reverse_step(
     step), where step is the row's position in its table; noise, normals like x; generator, torch's own.
     uncond_output, guidance_scale: F = u + scale (F - u), with scale a number or an (n,) tensor (Ho &
     Salimans 2022, scale = 1 + w).
+    doubled: says that model_output is one batch (2n, *shape) of both halves, and which comes first; it then
+    takes the place of uncond_output. "uncond_first" is what the pipelines of diffusers chunk.
+    row.rescale, row.quantile: guidance rescale and dynamic thresholding, their statistics over each sample.
     history: up to three tensors h1, h2, h3 like x, shifted in place when the row pushes.
     log_variance: like x; the noise is scaled by exp(log_variance / 2) in place of s.
     prediction: like x, contiguous; m is written there.
@@ -68,109 +76,148 @@ def reverse_step(
         raise _checks.bad_type("row", row, "a StepRow, such as solvers.ddpm(schedule)[i]")
     if not isinstance(x, Tensor):
         raise _checks.bad_type("x", x, _ACCEPTED)
-    if x.dtype not in _DTYPES or x.ndim < 1:
+    dtype, shape = x.dtype, x.shape
+    if dtype not in _DTYPES or not shape:
         raise _checks.bad_value("x", x, _ACCEPTED)
-    n = x.shape[0]
-    packed = row.packed
-    if not row.eval:
-        for name, tensor in (("model_output", model_output), ("uncond_output", uncond_output)):
-            if tensor is not None:
-                raise _checks.bad_value(name, tensor, "None, for the row evaluates no network")
-    inputs = [
-        _tensors.given("x", x, x.dtype, x.shape),
-        _tensors.given("model_output", model_output, x.dtype, x.shape) if row.eval else None,
-        None if uncond_output is None else _tensors.given("uncond_output", uncond_output, x.dtype, x.shape),
-    ]
-    scale = _guidance(uncond_output, guidance_scale, n)
-    variance = (
-        None if log_variance is None else _tensors.given("log_variance", log_variance, x.dtype, x.shape)
-    )
-    z = _given_noise(row, x, seed, noise, generator)
+    n, packed = shape[0], row.packed
+    if doubled is not None:
+        model_output, uncond_output = _halves(model_output, uncond_output, doubled, dtype, shape)
+    F = u = variance = scales = None
+    given_x = _tensors.given("x", x, dtype, shape)
+    if row.eval:
+        F = _tensors.given("model_output", model_output, dtype, shape)
+    elif model_output is not None or uncond_output is not None:
+        name = "model_output" if model_output is not None else "uncond_output"
+        value = model_output if model_output is not None else uncond_output
+        raise _checks.bad_value(name, value, "None, for the row evaluates no network")
+    scale = 1.0
+    if uncond_output is not None:
+        u = _tensors.given("uncond_output", uncond_output, dtype, shape)
+        scale, scales = _guidance(guidance_scale, n)
+    elif guidance_scale is not None:
+        raise _checks.bad_value("guidance_scale", guidance_scale, "None where uncond_output is not given")
+    if log_variance is not None:
+        variance = _tensors.given("log_variance", log_variance, dtype, shape)
+    if row.rescale or row.quantile:
+        _check_statistics(row, u, x)
+    key, z = _noise_source(row, x, seed, noise, generator)
     position = _checks.integer("step", step, 0, MAX_STEP)
-    _, first = _checks.sample_range(n, start)
-    past = _history(history, row, x, [*inputs, variance, z, scale])
+    if type(start) is not int or not 0 <= start <= _checks.MAX_SAMPLES - n:
+        _, start = _checks.sample_range(n, start)
+    inputs, h = (given_x, F, u, variance, z), [0, 0, 0]
+    if type(history) is not tuple or history or row.terms & _ANY_HISTORY:
+        h = _history(history, row, dtype, shape, (*inputs, scales))
     if out is None:
         result = _tensors.empty_like(x)
     else:
-        result = _tensors.output("out", out, x.dtype, x.shape, [*inputs, variance, z], in_place=True)
-        _tensors.output("out", out, x.dtype, x.shape, [*past, scale], in_place=False)
+        result = _tensors.output("out", out, dtype, shape, inputs, in_place=True)
+        if history or scales is not None:
+            _tensors.output("out", out, dtype, shape, (*history, scales), in_place=False)
     if prediction is not None:
-        others = [*inputs, variance, z, *past, scale, result]
-        _tensors.output("prediction", prediction, x.dtype, x.shape, others, in_place=False)
-    if x.numel() == 0:
+        others = (*inputs, *history, scales, result)
+        _tensors.output("prediction", prediction, dtype, shape, others, in_place=False)
+    numel = x.numel()
+    if numel == 0:
         return result
     # Drawn last: a refused call leaves the generator as it was.
     if generator is not None and row.s != 0:
-        z = torch.randn(x.shape, dtype=x.dtype, generator=generator)
-    key = 0 if seed is None else _checks.seed("seed", seed)
-    h1, h2, h3 = [h.data_ptr() for h in past] + [0] * (3 - len(past))
+        z = torch.randn(shape, dtype=dtype, generator=generator)
+    if isinstance(key, torch.Generator):
+        key = _checks.seed("seed", key)
     _cpu.reverse_step(
         packed,
         row.terms,
-        _DTYPES[x.dtype],
-        result.data_ptr(),
-        _pointer(inputs[0]),
-        _pointer(inputs[1]),
-        _pointer(inputs[2]),
-        _pointer(scale),
-        int(scale is not None and scale.numel() > 1),
-        h1,
-        h2,
-        h3,
-        _pointer(variance),
-        _pointer(z),
-        _pointer(prediction),
+        _DTYPES[dtype],
+        (
+            result.data_ptr(),
+            given_x.data_ptr(),
+            0 if F is None else F.data_ptr(),
+            0 if u is None else u.data_ptr(),
+            0 if scales is None else scales.data_ptr(),
+            *h,
+            0 if variance is None else variance.data_ptr(),
+            0 if z is None else z.data_ptr(),
+            0 if prediction is None else prediction.data_ptr(),
+        ),
+        scale,
         n,
-        x.numel() // n,
-        first,
+        numel // n,
+        start,
         key,
         position,
-        threads.resolve(None),
+        1 if numel < _ONE_THREAD else threads.resolve(None),
     )
     return result
 
 
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _halves(
+    both: Any, uncond_output: Any, doubled: Any, dtype: torch.dtype, shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """The conditional and the unconditional half of one doubled batch."""
+    order = _checks.choice("doubled", doubled, ("uncond_first", "cond_first"))
+    if uncond_output is not None:
+        raise _checks.bad_value("uncond_output", uncond_output, "None with doubled, for model_output has it")
+    first, second = _tensors.given("model_output", both, dtype, (2 * shape[0], *shape[1:])).tensor_split(2)
+    return (second, first) if order == "uncond_first" else (first, second)
 
 
-def _guidance(uncond_output: Tensor | None, scale: Any, n: int) -> Tensor | None:
-    if uncond_output is None:
-        if scale is not None:
-            raise _checks.bad_value("guidance_scale", scale, "None where uncond_output is not given")
-        return None
+def _guidance(scale: Any, n: int) -> tuple[float, Tensor | None]:
+    """One scale for all samples, or a tensor of one a sample."""
     accepted = f"a finite number, or a float32 tensor of shape ({n},), where uncond_output is given"
     if isinstance(scale, Tensor):
-        if scale.shape != (n,) or scale.dtype != torch.float32 or scale.device.type != "cpu":
+        if scale.shape != (n,) or scale.dtype is not torch.float32 or not scale.is_cpu:
             raise _checks.bad_value("guidance_scale", scale, accepted)
-        _tensors.no_gradient("guidance_scale", scale)
-        return _checks.finite("guidance_scale", scale.contiguous())
+        return 1.0, _checks.finite("guidance_scale", _tensors.given("guidance_scale", scale, scale.dtype, (n,)))
     if scale is None:
         raise _checks.bad_value("guidance_scale", scale, accepted)
-    return torch.tensor([_checks.real("guidance_scale", scale)], dtype=torch.float32)
+    return _checks.real("guidance_scale", scale, -_FLOAT32_MAX, _FLOAT32_MAX), None
 
 
-def _history(history: Any, row: StepRow, x: Tensor, inputs: list[Tensor | None]) -> list[Tensor]:
-    needed = max((k for k, bit in _HISTORY_TERMS if row.terms & bit), default=0)
+def _check_statistics(row: StepRow, uncond_output: Tensor | None, x: Tensor) -> None:
+    """Guidance rescale and dynamic thresholding look at each sample as a whole."""
+    dim = x.numel() // max(len(x), 1)
+    if row.rescale and uncond_output is None and row.guidance != 1:
+        raise _checks.bad_value("uncond_output", None, "a tensor like x, for the row rescales its guidance")
+    if row.rescale and uncond_output is not None and dim == 1:
+        raise _checks.bad_value("x", x, "two elements a sample or more, for the row rescales by deviations")
+    if dim > _MAX_STATISTICS:
+        raise _checks.bad_value("x", x, "below 2^31 elements a sample, for the row looks at whole samples")
+
+
+def _history(
+    history: Any, row: StepRow, dtype: torch.dtype, shape: torch.Size, inputs: tuple[Tensor | None, ...]
+) -> list[int]:
+    """The addresses of h1, h2, h3, 0 where absent."""
+    needed = next((k for k, bit in _HISTORY_TERMS if row.terms & bit), 0)
     if not isinstance(history, (list, tuple)):
         raise _checks.bad_type("history", history, "a list or tuple of tensors like x")
     if not needed <= len(history) <= 3:
         raise _checks.bad_value("history", f"{len(history)} tensors", f"{needed} to 3 tensors like x")
+    addresses = [0, 0, 0]
     for i, tensor in enumerate(history):
-        others = [*inputs, *history[:i]]
-        _tensors.output(f"history[{i}]", tensor, x.dtype, x.shape, others, in_place=False)
-    return list(history)
+        others = (*inputs, *history[:i])
+        addresses[i] = _tensors.output(
+            f"history[{i}]", tensor, dtype, shape, others, in_place=False
+        ).data_ptr()
+    return addresses
 
 
-def _given_noise(row: StepRow, x: Tensor, seed: Any, noise: Any, generator: Any) -> Tensor | None:
-    """The normals given, None for another source; at most one may be named, and a noisy row needs one."""
-    sources = [k for k, v in {"seed": seed, "noise": noise, "generator": generator}.items() if v is not None]
+def _noise_source(
+    row: StepRow, x: Tensor, seed: Any, noise: Any, generator: Any
+) -> tuple[int | torch.Generator, Tensor | None]:
+    """The seed, and the normals given; at most one source may be named, and a noisy row needs one."""
+    if noise is None and generator is None:
+        if type(seed) is int and 0 <= seed < 1 << 64:
+            return seed, None  # the usual case
+        if seed is None and row.s != 0:
+            raise _checks.bad_value("seed", seed, "seed, noise or generator, for a row that adds noise")
+    named = {"seed": seed, "noise": noise, "generator": generator}
+    sources = [name for name, value in named.items() if value is not None]
     if len(sources) > 1:
         raise _checks.bad_value(sources[1], f"{' and '.join(sources)} together", "one source of noise")
-    if not sources and row.s != 0:
-        raise _checks.bad_value("seed", seed, "seed, noise or generator, for a row that adds noise")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise _checks.bad_type("generator", generator, "a torch.Generator")
-    if seed is not None and not isinstance(seed, torch.Generator):
-        _checks.seed("seed", seed)
-    return None if noise is None else _tensors.given("noise", noise, x.dtype, x.shape)
+    z = None if noise is None else _tensors.given("noise", noise, x.dtype, x.shape)
+    if seed is None:
+        return 0, z
+    return (seed if isinstance(seed, torch.Generator) else _checks.seed("seed", seed)), z
