@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import around, cases, scaling
+from benchmarks import around, cases, scaling, schedulers
 
 _ALL: list[cases.Case] = [
     *cases.CHAINS,
@@ -10,5 +10,6 @@ _ALL: list[cases.Case] = [
     *cases.STEPS,
     *scaling.SCALINGS,
     *around.CASES,
+    *schedulers.SCHEDULERS,
 ]
 CASES = {case.name: case for case in _ALL}

@@ -25,6 +25,7 @@ except ImportError as error:
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 UNLIMITED = (1.0, math.inf, 0.0)  # what becomes of a predicted x0: a factor, then a row's clip and quantile
+KERNEL_HAS_QUANTILES = False  # in reverse_step; until then a step with thresholds above 1 is the original's
 _SMALLEST_RATIO = float(np.finfo(np.float32).tiny)  # a row's quantile of 0 means none
 
 
@@ -160,14 +161,14 @@ def tensors(model_output: Any, sample: Any, *, upcast: bool = False) -> tuple[Te
         if not isinstance(tensor, Tensor):
             raise _checks.bad_type(name, tensor, "a tensor")
     F, x = model_output, sample
-    if F.dtype not in DTYPES or x.dtype not in DTYPES or not (F.is_cpu and x.is_cpu):
+    if F.dtype not in DTYPES or x.dtype not in DTYPES or not (F.is_cpu and x.is_cpu and x.ndim):
         return None
     if F.shape != x.shape:
         raise _checks.bad_value("model_output", F, f"a tensor of sample's shape, {tuple(x.shape)}")
     if F.requires_grad or x.requires_grad:
         name = "model_output" if F.requires_grad else "sample"
         _tensors.no_gradient(name, F if F.requires_grad else x)
-    if F.dtype is not x.dtype or upcast:
+    if F.dtype is not x.dtype or (upcast and x.dtype is not torch.float32):
         return F.float(), x.float()
     return F, x
 
@@ -190,23 +191,38 @@ def apply(
     prediction: Tensor | None = None,
 ) -> Tensor:
     """One call of the kernel; noise that is needed and not given comes from a new seed."""
-    seed = None
+    out, seed = _tensors.empty_like(x), 0
+    x, F = x.contiguous(), None if F is None else F.contiguous()
+    past = [_like("history", h, x) for h in history]
     if row.s == 0:
         noise = None
     elif noise is None:
         seed = _checks.seed("seed", torch.default_generator)
-    elif noise.dtype is not x.dtype:
-        noise = noise.to(x.dtype)
-    return ops.reverse_step(
-        x,
-        F,
-        row,
-        seed=seed,
-        noise=noise,
-        history=history,
-        log_variance=log_variance,
-        prediction=prediction,
-    )
+    else:
+        noise = _like("noise", noise.to(x.dtype) if isinstance(noise, Tensor) else noise, x)
+    if log_variance is not None:
+        log_variance = _like("log_variance", log_variance, x)
+    if x.numel():
+        ops.launch(
+            row,
+            out,
+            x,
+            F,
+            history=[h.data_ptr() for h in past] + [0] * (3 - len(past)),
+            variance=log_variance,
+            z=noise,
+            prediction=prediction,
+            seed=seed,
+        )
+    return out
+
+
+def _like(name: str, tensor: Any, x: Tensor) -> Tensor:
+    """A contiguous tensor of x's dtype and shape, for x that was checked."""
+    if type(tensor) is Tensor and tensor.dtype is x.dtype and tensor.shape == x.shape and tensor.is_cpu:
+        if not tensor.requires_grad and tensor.is_contiguous():
+            return tensor
+    return _tensors.given(name, tensor, x.dtype, x.shape)
 
 
 def predictions(kind: str, signal: np.ndarray, noise: np.ndarray) -> tuple[Affine, Affine]:
@@ -227,6 +243,8 @@ def fused_row(
 ) -> StepRow:
     """update in x, m, h1 .. h3 and z, with m = x0[0] x + x0[1] F within limits; e more of F."""
     scale, clip, quantile = limits
+    if quantile and not KERNEL_HAS_QUANTILES:
+        raise ValueError("a threshold of each sample")
     a, b, c1, c2, c3, s = update.c
     m = {"p_x": scale * x0[0], "p_F": scale * x0[1], "clip": clip}
     x = {"a": a, "b": b, "e": e, "c1": c1, "c2": c2, "c3": c3, "s": s}

@@ -149,6 +149,7 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
     set_timesteps = fused.prepared(HeunDiscreteScheduler)
     _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
     sample: Any
+    prev_derivative: Any
     _first: Any = None  # x0 as predicted in the first stage, in memory of its own
 
     def _prepare(self) -> None:
@@ -185,11 +186,10 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
         F, x = pair
         x0, written = self._prediction(model_output, x)
         if second:
-            before = self.sample if self.sample.data_ptr() != x.data_ptr() else self.sample.clone()
-            prev_sample = fused.apply(row, x, F, history=(self._first, before), prediction=written)
+            prev_sample = fused.apply(row, x, F, history=(self._first, self.sample), prediction=written)
             self._first = self.sample = self.dt = None
         else:
-            x, self._first = x.contiguous(), _tensors.empty_like(x)
+            self._first = _tensors.empty_like(x)
             prev_sample = fused.apply(row, x, F, history=(self._first,), prediction=written)
             self.sample, self.dt = x, self._levels[i + 1].noise - self._levels[i].noise
         self._step_index = i + 1
