@@ -79,7 +79,7 @@ def reverse_step(
     dtype, shape = x.dtype, x.shape
     if dtype not in _DTYPES or not shape:
         raise _checks.bad_value("x", x, _ACCEPTED)
-    n, packed = shape[0], row.packed
+    n, _ = shape[0], row.packed  # which raises for a row that no table could hold
     if doubled is not None:
         model_output, uncond_output = _halves(model_output, uncond_output, doubled, dtype, shape)
     F = u = variance = scales = None
@@ -144,7 +144,7 @@ def launch(
     seed: int = 0,
     step: int = 0,
 ) -> None:
-    """The kernel itself, for callers that have checked all that `reverse_step` does: contiguous CPU tensors of
+    """The kernel itself, for callers that have checked what `reverse_step` checks: contiguous CPU tensors of
     x's dtype and shape, with elements; history by address."""
     numel, n = x.numel(), x.shape[0]
     _cpu.reverse_step(

@@ -69,13 +69,17 @@ class FastDPMSolverMultistepScheduler(MultistepStep, DPMSolverMultistepScheduler
         update = (_plus_plus if self._of_x0 else _of_epsilon)(
             self._steps, i, self._order_at(i, made), self._noisy, self.config.solver_type
         )
-        return fused.converted_row(update) if self._converts else self._fused_row(i, update)
+        if self._converts:
+            self._threshold_row(i)  # raises where no row can be this
+            return fused.converted_row(update)
+        return self._fused_row(i, update)
 
-    def _thresholded_epsilon(self, i: int, x: Tensor, F: Tensor) -> Tensor:
+    def _threshold_row(self, i: int) -> StepRow:
+        """The row that gives the epsilon of the thresholded x0."""
         now = self._levels[i]
         x0, _ = fused.predictions(self.config.prediction_type, np.array([now.signal]), np.array([now.noise]))
         update = (X - now.signal * M) / now.noise
-        return fused.apply(fused.fused_row(update, (x0.x[0], x0.F[0]), self._limits()), x, F)
+        return fused.fused_row(update, (x0.x[0], x0.F[0]), self._limits())
 
     def step(
         self,
@@ -101,7 +105,7 @@ class FastDPMSolverMultistepScheduler(MultistepStep, DPMSolverMultistepScheduler
             noise = fused.drawn(generator, output, torch.float32)
         past = self._past(next((k for bit, k in _READS if row.terms & bit), 0), x)
         if self._converts:
-            m = self._thresholded_epsilon(i, x, F)
+            m = fused.apply(self._threshold_row(i), x, F)
             prev_sample = fused.apply(row, x, m, noise=noise, history=past)
         else:
             m = _tensors.empty_like(x)

@@ -219,9 +219,9 @@ def apply(
 
 def _like(name: str, tensor: Any, x: Tensor) -> Tensor:
     """A contiguous tensor of x's dtype and shape, for x that was checked."""
-    if type(tensor) is Tensor and tensor.dtype is x.dtype and tensor.shape == x.shape and tensor.is_cpu:
-        if not tensor.requires_grad and tensor.is_contiguous():
-            return tensor
+    fits = type(tensor) is Tensor and tensor.dtype is x.dtype and tensor.shape == x.shape and tensor.is_cpu
+    if fits and not tensor.requires_grad and tensor.is_contiguous():
+        return tensor  # the usual case
     return _tensors.given(name, tensor, x.dtype, x.shape)
 
 
