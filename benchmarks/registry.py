@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import around, captured, cases, guided, scaling
+from benchmarks import around, captured, cases, guided, scaling, schedulers
 
 _ALL: list[cases.Case] = [
     *cases.CHAINS,
@@ -12,5 +12,6 @@ _ALL: list[cases.Case] = [
     *captured.CASES,
     *guided.CASES,
     *around.CASES,
+    *schedulers.SCHEDULERS,
 ]
 CASES = {case.name: case for case in _ALL}

@@ -79,7 +79,7 @@ def reverse_step(
     dtype, shape = x.dtype, x.shape
     if dtype not in _DTYPES or not shape:
         raise _checks.bad_value("x", x, _ACCEPTED)
-    n, packed = shape[0], row.packed
+    n, _ = shape[0], row.packed  # which raises for a row that no table could hold
     if doubled is not None:
         model_output, uncond_output = _halves(model_output, uncond_output, doubled, dtype, shape)
     F = u = variance = scales = None
@@ -124,17 +124,40 @@ def reverse_step(
         z = torch.randn(shape, dtype=dtype, generator=generator)
     if isinstance(key, torch.Generator):
         key = _checks.seed("seed", key)
+    launch(row, result, given_x, F, u, scales, h, variance, z, prediction, scale, start, key, position)
+    return result
+
+
+def launch(
+    row: StepRow,
+    out: Tensor,
+    x: Tensor,
+    F: Tensor | None,
+    u: Tensor | None = None,
+    scales: Tensor | None = None,
+    history: Sequence[int] = (0, 0, 0),
+    variance: Tensor | None = None,
+    z: Tensor | None = None,
+    prediction: Tensor | None = None,
+    scale: float = 1.0,
+    start: int = 0,
+    seed: int = 0,
+    step: int = 0,
+) -> None:
+    """The kernel itself, for callers that have checked what `reverse_step` checks: contiguous CPU tensors of
+    x's dtype and shape, with elements; history by address."""
+    numel, n = x.numel(), x.shape[0]
     _cpu.reverse_step(
-        packed,
+        row.packed,
         row.terms,
-        _DTYPES[dtype],
+        _DTYPES[x.dtype],
         (
-            result.data_ptr(),
-            given_x.data_ptr(),
+            out.data_ptr(),
+            x.data_ptr(),
             0 if F is None else F.data_ptr(),
             0 if u is None else u.data_ptr(),
             0 if scales is None else scales.data_ptr(),
-            *h,
+            *history,
             0 if variance is None else variance.data_ptr(),
             0 if z is None else z.data_ptr(),
             0 if prediction is None else prediction.data_ptr(),
@@ -143,11 +166,10 @@ def reverse_step(
         n,
         numel // n,
         start,
-        key,
-        position,
+        seed,
+        step,
         1 if numel < _ONE_THREAD else threads.resolve(None),
     )
-    return result
 
 
 def _halves(
@@ -167,7 +189,9 @@ def _guidance(scale: Any, n: int) -> tuple[float, Tensor | None]:
     if isinstance(scale, Tensor):
         if scale.shape != (n,) or scale.dtype is not torch.float32 or not scale.is_cpu:
             raise _checks.bad_value("guidance_scale", scale, accepted)
-        return 1.0, _checks.finite("guidance_scale", _tensors.given("guidance_scale", scale, scale.dtype, (n,)))
+        return 1.0, _checks.finite(
+            "guidance_scale", _tensors.given("guidance_scale", scale, scale.dtype, (n,))
+        )
     if scale is None:
         raise _checks.bad_value("guidance_scale", scale, accepted)
     return _checks.real("guidance_scale", scale, -_FLOAT32_MAX, _FLOAT32_MAX), None

@@ -82,6 +82,33 @@ def test_follows_the_twin_in_every_size(shape: tuple[int, ...], dtype: torch.dty
         check(x, F, made_row(**FULL, clip=0.8, push=True), history, seed=3, step=6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_writes_the_prediction(dtype: torch.dtype) -> None:
+    """m beside x, whatever else the row does with m."""
+    for n, shape in itertools.product((1, 7, 600), ((1,), (3,), (17,))):
+        x = torch.randn(n, *shape).to(dtype)
+        F, h1 = like(x, 2)
+        for row in (
+            made_row(p_x=0.5, p_F=-1.25, a=0.9, e=0.1, s=0.3),
+            made_row(p_x=0.5, p_F=-1.25, a=0.9, b=0.2, c1=0.4, s=0.3, clip=0.8, push=True),
+        ):
+            made, exact = torch.empty_like(x), torch.empty_like(x, dtype=torch.float64)
+            alone = reverse_step(x, F, row, seed=1, history=[h1.clone()])
+            past = [h1.clone()]
+            assert torch.equal(reverse_step(x, F, row, seed=1, history=past, prediction=made), alone)
+            reverse_step_ref(x.double(), F.double(), row, seed=1, history=[h1.double()], prediction=exact)
+            plain = (0.5 * x.float() - 1.25 * F.float()).clamp(-row.clip, row.clip)
+            assert_close_as_torch(made, plain.to(dtype), exact)
+            assert not row.push or torch.equal(past[0], made)
+
+
+def test_prediction_is_memory_of_its_own() -> None:
+    x, F = torch.randn(2, 4, 3)
+    for bad in (x, F, torch.empty(3, 4).T, torch.empty(4, 3, dtype=torch.float16)):
+        with pytest.raises(ValueError, match="prediction: got"):
+            reverse_step(x, F, ROW, seed=0, prediction=bad)
+
+
 GUIDANCE = ["plain", "scalar", "per sample"]
 SOURCES = ["seed", "noise", "none"]
 

@@ -150,3 +150,15 @@ def test_refusals(case: str) -> None:
         call()
     assert type(caught.value) is error
     assert re.search(pattern, str(caught.value), re.S), str(caught.value)
+
+
+def test_a_row_by_itself() -> None:
+    table = StepTable.from_columns(
+        "x", np.array([7.0]), p_x=0.1, p_F=-0.3, clip=2.0, a=1 / 3, s=1e-40, push=True
+    )
+    values = {"p_x": 0.1, "p_F": -0.3, "clip": 2.0, "a": 1 / 3, "s": 1e-40}
+    row = StepRow.of(7.0, values, push=True)
+    assert row == table[0] and row.packed == table[0].packed and row.s == 0
+    for bad in (float("nan"), float("inf"), 1e39):
+        with pytest.raises(ValueError, match="coefficients: got"):
+            StepRow.of(0.0, {"a": bad})

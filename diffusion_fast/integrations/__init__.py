@@ -1,1 +1,1 @@
-"""Drop-ins for other libraries' samplers, one module each, which import nothing of what they serve."""
+"""Drop-ins for other libraries' samplers, one module or package each. Importing this imports none of them."""

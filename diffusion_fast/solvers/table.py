@@ -13,9 +13,10 @@ computed per sample: guidance rescale and dynamic thresholding (StepRow.rescale,
 
 from __future__ import annotations
 
+import math
 import operator
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
@@ -38,7 +39,11 @@ ROW_DTYPE = np.dtype(
 )
 assert ROW_DTYPE.itemsize == 80
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_TINY = float(
+    np.finfo(np.float32).tiny
+)  # subnormals become 0, as kernels that flush them would have it
 _PACK = struct.Struct("<11fII5f2I").pack
+_FLOATS = struct.Struct("<12f")
 # What a row has beside its terms, with the value that leaves it out.
 EXTRAS = {"guidance": 1.0, "rescale": 0.0, "quantile": 0.0, "signal": 1.0, "noise": 0.0}
 
@@ -78,6 +83,40 @@ class StepRow:
     quantile: float = 0.0
     signal: float = 1.0
     noise: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        timestep: float,
+        coefficients: Mapping[str, float],
+        *,
+        evaluates: bool = True,
+        push: bool = False,
+        quantile: float = 0.0,
+    ) -> StepRow:
+        """A row by itself, from float64 coefficients by name; those not given leave their term out.
+
+        Each is rounded once to float32. Raises ValueError for a coefficient that float32 cannot hold.
+        """
+        values = dict.fromkeys(COEFFICIENTS, 0.0) | _NEUTRAL | dict(coefficients)
+        try:
+            rounded = _FLOATS.unpack(_FLOATS.pack(quantile, *values.values()))
+        except OverflowError:
+            raise _checks.bad_value("coefficients", coefficients, "numbers that float32 can hold") from None
+        quantile, *exact = (0.0 if abs(value) < _FLOAT32_TINY else value for value in rounded)
+        values = dict(zip(values, exact, strict=True))
+        if not all(math.isfinite(value) for name, value in values.items() if name != "clip"):
+            raise _checks.bad_value("coefficients", coefficients, "finite numbers")
+        terms = sum(TERM_BITS[name] for name, value in values.items() if value != _NEUTRAL.get(name, 0.0))
+        return cls(
+            **values,
+            table=0,
+            eval=evaluates,
+            push=push,
+            timestep=timestep,
+            terms=terms | TERM_BITS["push"] * push,
+            quantile=quantile,
+        )
 
     @cached_property
     def packed(self) -> bytes:
