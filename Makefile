@@ -51,6 +51,7 @@ test-slow: $(STAMP)test build
 
 bench: $(STAMP)bench build
 	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m benchmarks.solver_figure
 
 lint: $(STAMP)dev
 	@$(BIN)/ruff check --quiet $(PYTHON_SOURCES)

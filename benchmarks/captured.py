@@ -98,9 +98,7 @@ class SameNetwork:
     def measure(self, quick: bool) -> Result:
         n = self.samples // 4 if quick else self.samples
         steps = self.problem.steps
-        title = (
-            f"a captured module, {steps} steps, {n:,} samples, against the package's own of the same shape"
-        )
+        title = f"a foreign module, {steps} steps, {n:,} samples, against the package's own of the same shape"
         result = Result(self.name, title, "GFLOP/s", gflop_per_unit=1.0)
         found = []
         for name in self.names:

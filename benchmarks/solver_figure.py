@@ -28,11 +28,11 @@ from benchmarks.solver_panels import draw
 SEED = 0
 SAMPLES = {"mixture": 1 << 16, "moons": 1 << 15}
 EVALUATIONS = {
-    "mixture": (4, 6, 10, 16, 25, 50, 100, 200),
-    "moons": (5, 8, 12, 20, 40, 100),
+    "mixture": (4, 6, 10, 16, 30, 64, 200),
+    "moons": (5, 8, 14, 30, 100),
 }
-EPOCHS = 100
-TIMES = {"mixture": 3, "moons": 1}  # calls, the fastest of which counts; the seconds of moons are not drawn
+EPOCHS = 80
+TIMES = {"mixture": 2, "moons": 1}  # calls, the fastest of which counts; the seconds of moons are not drawn
 FLOOR_DRAWS = 8  # of fresh data
 SCHEDULE = df.NoiseSchedule.linear(1000)
 SIGMA_MIN, SIGMA_MAX = 0.02, 80.0

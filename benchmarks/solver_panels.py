@@ -47,7 +47,7 @@ Levels: evenly spaced in log-SNR on the linear schedule of 1000 steps; edm: Karr
 sigmas, 80 to 0.02; flow: equal times. langevin stays at sigma = 0.05, and its samples
 keep that noise; annealed_langevin: 10 levels from 3 to 0.02, then one denoising step.
 
-Seconds: all samples, {threads} threads of {cpu}; the least of three calls."""
+Seconds: all samples, {threads} threads of {cpu}; the faster of two calls."""
 
 
 def draw(content: dict[str, Any]) -> Figure:

@@ -203,7 +203,8 @@ def limited_run(
     few = None if n_steps is None else min(FEW_STEPS, n_steps)
     peer.chunk(size, few)
     if few is not None and n_steps is not None:
-        fitting = round(few * limit / seconds_for(peer, size, size, few))
+        quickest = min(seconds_for(peer, size, size, few) for _ in range(TRIALS))
+        fitting = round(few * limit / quickest)
         if fitting < n_steps:
             steps = max(few, fitting)
             scale = n_steps / steps
