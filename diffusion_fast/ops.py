@@ -109,6 +109,9 @@ def reverse_step(
         h = _history(history, row, dtype, shape, (*inputs, scales))
     if out is None:
         result = _tensors.empty_like(x)
+    elif out is given_x and not history and scales is None:  # the usual call: x has been looked at
+        result = x
+        _tensors.no_overlap("out", x, inputs, in_place=True)
     else:
         result = _tensors.output("out", out, dtype, shape, inputs, in_place=True)
         if history or scales is not None:
@@ -167,7 +170,9 @@ def _guidance(scale: Any, n: int) -> tuple[float, Tensor | None]:
     if isinstance(scale, Tensor):
         if scale.shape != (n,) or scale.dtype is not torch.float32 or not scale.is_cpu:
             raise _checks.bad_value("guidance_scale", scale, accepted)
-        return 1.0, _checks.finite("guidance_scale", _tensors.given("guidance_scale", scale, scale.dtype, (n,)))
+        return 1.0, _checks.finite(
+            "guidance_scale", _tensors.given("guidance_scale", scale, scale.dtype, (n,))
+        )
     if scale is None:
         raise _checks.bad_value("guidance_scale", scale, accepted)
     return _checks.real("guidance_scale", scale, -_FLOAT32_MAX, _FLOAT32_MAX), None
