@@ -58,15 +58,19 @@ def output(
     if given(name, tensor, dtype, shape) is not tensor:
         strides = f"{_checks.describe(tensor)}, strides {tensor.stride()}"
         raise _checks.bad_value(name, strides, _writable(dtype, shape))
+    no_overlap(name, tensor, inputs, in_place=in_place)
+    return tensor
+
+
+def no_overlap(name: str, tensor: Tensor, inputs: Sequence[Tensor | None], *, in_place: bool) -> None:
     begin = tensor.data_ptr()
     end = begin + tensor.nbytes
     for other in inputs:
-        if other is None:
+        if other is None or (in_place and other is tensor):
             continue
         at = other.data_ptr()
         if at < end and begin < at + other.nbytes and not (in_place and at == begin):
-            raise _checks.bad_value(name, out, "memory that overlaps no other argument")
-    return tensor
+            raise _checks.bad_value(name, tensor, "memory that overlaps no other argument")
 
 
 def _writable(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
