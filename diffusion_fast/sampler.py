@@ -26,6 +26,7 @@ from diffusion_fast.solvers.levels import levels_at
 from diffusion_fast.standardiser import Standardiser
 from diffusion_fast.threads import resolve as resolve_threads
 from diffusion_fast.torch_chain import MODULE_CHUNK, Call, Network, run_module
+from diffusion_fast.weights import Weights
 
 BACKENDS = ("auto", "native", "torch")
 
@@ -122,7 +123,8 @@ class Sampler:
         self._program: _cpu.Program | None = None
         if backend != "torch":
             self._capture(required=backend == "native")
-        self._fingerprint = capture.weights_fingerprint(model)
+        self._weights = Weights(model)
+        self._fingerprint = self._weights.fingerprint()
 
     def _capture(self, required: bool) -> None:
         call, null = self.conditions.call, self.conditions.null_context
@@ -366,7 +368,7 @@ class Sampler:
         self._check_fingerprint()
 
     def _check_fingerprint(self) -> None:
-        if self._program is not None and capture.weights_fingerprint(self.model) != self._fingerprint:
+        if self._program is not None and self._weights.fingerprint() != self._fingerprint:
             raise RuntimeError(
                 "model: its weights have changed since this Sampler was made from them; make a new Sampler"
             )
@@ -375,12 +377,13 @@ class Sampler:
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_fingerprint()  # the copy takes its own, and would not notice
-        return {k: v for k, v in vars(self).items() if k not in ("_program", "_fingerprint")}
+        return {k: v for k, v in vars(self).items() if k not in ("_program", "_weights", "_fingerprint")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._program = None if self.plan is None else _cpu.Program(self.plan.to_bytes())
-        self._fingerprint = capture.weights_fingerprint(self.model)
+        self._weights = Weights(self.model)
+        self._fingerprint = self._weights.fingerprint()
 
 
 _CALL_TIME = frozenset(inspect.signature(Sampler.sample).parameters) - {"self", "n"}

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from diffusion_fast import capture as capture_module
 from diffusion_fast import reference
-from diffusion_fast.capture import CaptureError, capture, network_time, weights_fingerprint
+from diffusion_fast.capture import CaptureError, capture, network_time
 from diffusion_fast.models.mlp import MLPDenoiser
 from diffusion_fast.plan import TileProgram
+from diffusion_fast.weights import Weights
 
 
 def count_calls(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
@@ -235,25 +236,28 @@ def test_wrong_arguments(
 
 def test_capture_leaves_no_trace() -> None:
     module = Net(CONDITIONED["class added"]).eval()
-    before, state = weights_fingerprint(module), torch.get_rng_state()
+    before, state = Weights(module).fingerprint(), torch.get_rng_state()
     capture(module, (3,), STEPS, 4, SCHEDULE)
-    assert weights_fingerprint(module) == before
+    assert Weights(module).fingerprint() == before
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_fingerprint_sees_changes() -> None:
     module = MLPDenoiser(2, (4,)).eval()
-    before = weights_fingerprint(module)
-    assert before == weights_fingerprint(module)
+    weights = Weights(module)
+    before = weights.fingerprint()
+    assert before == weights.fingerprint()
     with torch.no_grad():
         module.model[0].bias.add_(1)
-    written = weights_fingerprint(module)
+    written = weights.fingerprint()
     assert written != before
     first, second = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
     module.model[0].bias = first
-    replaced = weights_fingerprint(module)
+    replaced = weights.fingerprint()
     module.model[0].bias = second
-    assert len({written, replaced, weights_fingerprint(module)}) == 3
+    again = weights.fingerprint()
+    module.model[0] = nn.Linear(18, 4)
+    assert len({written, replaced, again, weights.fingerprint()}) == 4
 
 
 def test_the_program_keeps_its_own_weights() -> None:

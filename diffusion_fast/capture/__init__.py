@@ -33,7 +33,7 @@ from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 from diffusion_fast.solvers.spacing import sigma_of_time
 
-__all__ = ["TIME_INPUTS", "CaptureError", "capture", "network_time", "verify", "weights_fingerprint"]
+__all__ = ["TIME_INPUTS", "CaptureError", "capture", "network_time", "verify"]
 
 TIME_INPUTS = ("index", "index1", "unit", "sigma", "log_sigma/4")
 CONTINUOUS_TIME = ("unit", "sigma", "log_sigma/4")
@@ -100,23 +100,6 @@ def _noise_level(sigma: Tensor, time_input: str) -> Tensor:
             "time_input", time_input, "one that is finite at every timestep of the schedule"
         )
     return (sigma if time_input == "sigma" else torch.log(sigma) / 4).float()
-
-
-def weights_fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """(data_ptr, _version) of every parameter and buffer: changes when weights are replaced or written to.
-
-    Writes through `.data` or a NumPy view leave no trace here. Walks the modules itself: it runs at every
-    call of a sampler, and named_parameters takes ten times as long.
-    """
-    found: list[tuple[int, int]] = []
-    pending = [module]
-    while pending:
-        part = pending.pop()
-        for tensor in (*part._parameters.values(), *part._buffers.values()):
-            if tensor is not None:
-                found.append((tensor.data_ptr(), tensor._version))
-        pending += [child for child in part._modules.values() if child is not None]
-    return tuple(found)
 
 
 def capture(

@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion_fast import _checks, capture, ops, solvers
+from diffusion_fast import _checks, ops, solvers
 from diffusion_fast.noise import normal
 from diffusion_fast.sampler import BACKENDS, Sampler
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.solvers.table import StepTable
+from diffusion_fast.weights import Weights
 
 _PREDICTION_TYPES = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
 _ACCEPTED = "a GaussianDiffusion or GaussianDiffusion1D of denoising_diffusion_pytorch"
@@ -161,7 +162,7 @@ class _Accelerated(ABC):
         name, options = self._solver()
         # the model too: another one may have the same weights
         source = (
-            capture.weights_fingerprint(self.diffusion),
+            Weights(self.diffusion).fingerprint(),
             self.diffusion.model,
             name,
             options,

@@ -1,0 +1,28 @@
+"""The weights of a module, watched: a sampler must not run on what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+from torch import nn
+
+
+class Weights:
+    """Where a module keeps its parameters, buffers and submodules.
+
+    Made once: walking the modules at each call of a sampler took as long as a small chain.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = modules = list(module.modules())  # kept, so that no id comes twice
+        stores: list[Mapping[str, Any]] = [d for m in modules for d in (m._parameters, m._buffers) if d]
+        self._tensors = [store.values() for store in stores]
+        self._children = [m._modules.values() for m in modules if m._modules]
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        """(data_ptr, _version) of every parameter and buffer, and the submodules: changes when weights are
+        replaced or written to. Writes through `.data` or a NumPy view leave no trace here."""
+        found = [(t.data_ptr(), t._version) for t in chain(*self._tensors) if t is not None]
+        return (*found, *map(id, chain(*self._children)))
