@@ -59,8 +59,13 @@ def scales_of(guidance: Guidance | None, scale: Any, weight: Any, n: int) -> Ten
     if guidance is None or guidance.scale == 1:
         accepted = "None, for the sampler was made without guidance: guidance_scale other than 1"
         raise _checks.bad_value(name, given, accepted)
+    if isinstance(given, np.ndarray) and given.dtype.kind == "f":
+        given = torch.from_numpy(np.ascontiguousarray(given))
     if isinstance(given, Tensor) and given.dtype == torch.float64:
         given = given.to(torch.float32)
+    if not isinstance(given, Tensor):
+        accepted = f"an ({n},) float32 tensor, one for each sample; one number for all belongs to the Sampler"
+        raise _checks.bad_type(name, given, accepted)
     checked = _tensors.given(name, given, torch.float32, (n,))
     return _checks.finite(name, checked if weight is None else checked + 1)
 

@@ -22,7 +22,6 @@ from diffusion_fast.conditions import conditions_of, fixed_of
 from diffusion_fast.guidance import guidance_of, one_of, scales_of
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
-from diffusion_fast.solvers.levels import levels_at
 from diffusion_fast.standardiser import Standardiser
 from diffusion_fast.threads import resolve as resolve_threads
 from diffusion_fast.torch_chain import MODULE_CHUNK, Call, Network, run_module
@@ -114,8 +113,7 @@ class Sampler:
             table = sampler_checks.with_threshold(table, dynamic_threshold, clip)
         if self.guidance is not None:
             table = self.guidance.on(table)
-        signal, noise = levels_at(schedule, table.timesteps)
-        self.table = table.replace(signal=signal, noise=noise)
+        self.table = table
         self._times = capture.network_time(table.table_timesteps, time_input, schedule)
         self.backend = backend
         self.plan: plan.Plan | None = None
@@ -169,11 +167,12 @@ class Sampler:
         seed: int in [0, 2^64), or a torch.Generator from which one is drawn. labels: an int or (n,) integers
         in [0, n_classes], n_classes being the null class, which None means too. context: (n, *context_shape)
         float32, or one row for all samples; a dict of them where the inputs have names. guidance_scale or
-        guidance_weight: (n,), each sample's own, in place of the sampler's.
+        guidance_weight: (n,), each sample's own, in place of that which the sampler was made with (not 1).
         fixed_mask (*shape) bool, fixed_values (n, *shape) or (*shape): coordinates that are given, in the
         units of the samples; before each evaluation they are set to their values with the noise of that level
         (the replacement method, Song et al. 2021, appendix I.2), with fixed_clean without noise (as planners
-        and policies are trained, Janner et al. 2022), and in the end to the values themselves.
+        and policies are trained, Janner et al. 2022), and in the end to the values themselves. Their noise
+        is always the stream's.
         x_T (n, *shape) and noise
         (rows, n, *shape), float32, replace the stream's. return_trajectory: (rows + 1, n, *shape), from x_T
         to the samples. out: a contiguous float32 tensor or array to write to. threads: at most so
@@ -394,11 +393,11 @@ def sample(
 ) -> Tensor:
     """Sampler(model, schedule, **plan-time options).sample(n, **call-time options): (n, *shape) float32.
 
-    guidance_scale or guidance_weight as a tensor is each sample's own.
+    guidance_scale or guidance_weight as a tensor or array is each sample's own.
     """
     call = {name: options.pop(name) for name in _CALL_TIME & set(options)}
     for name, ungraded in (("guidance_scale", 2.0), ("guidance_weight", 1.0)):
-        if name in call and not isinstance(call[name], Tensor):
+        if name in call and not isinstance(call[name], (Tensor, np.ndarray)):
             options[name] = call.pop(name)
         elif name in call:
             options[name] = ungraded  # the plan needs a second branch, whatever its scale

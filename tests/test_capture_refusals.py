@@ -21,6 +21,7 @@ from diffusion_fast import capture as capture_module
 from diffusion_fast import reference
 from diffusion_fast.capture import CaptureError, capture, network_time
 from diffusion_fast.models.mlp import MLPDenoiser
+from diffusion_fast.module_call import ModuleCall
 from diffusion_fast.plan import TileProgram
 from diffusion_fast.weights import Weights
 
@@ -305,7 +306,7 @@ def test_verify_compares_with_the_module(monkeypatch: pytest.MonkeyPatch) -> Non
     weight[0, 0] += 0.01
     layers = (type(layer)(layer.src, layer.dst, weight, layer.bias),)
     with pytest.raises(CaptureError, match="differ from the module at a batch of 1"):
-        capture_module.verify(module, TileProgram(3, layers, 1, 2), (3,), torch.tensor([0, 1]))
+        capture_module.verify(module, ModuleCall(), TileProgram(3, layers, 1, 2), (3,), torch.tensor([0, 1]))
 
 
 def test_verify_calls_with_rows_in_another_order() -> None:
@@ -317,7 +318,7 @@ def test_verify_calls_with_rows_in_another_order() -> None:
     program = capture(module, (3,), [0, 1], 0, SCHEDULE)
     module.body = every_third
     with pytest.raises(CaptureError, match="rows in another order"):
-        capture_module.verify(module, program, (3,), torch.tensor([0, 1]))
+        capture_module.verify(module, ModuleCall(), program, (3,), torch.tensor([0, 1]))
 
 
 def test_errors_survive_pickling() -> None:

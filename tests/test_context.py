@@ -107,6 +107,22 @@ def test_df_sample_takes_context_and_scales() -> None:
     assert torch.equal(own, want.sample(9, context=context, guidance_scale=scales))
 
 
+class ByKeyword(FilmPolicy):
+    """What it reads comes by **kwargs."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, **kwargs: Tensor) -> Tensor:
+        return super().forward(x, t, y, obs=kwargs["obs"], goal=kwargs["goal"])
+
+
+def test_a_module_that_takes_kwargs() -> None:
+    call: dict[str, Any] = {"labels": LABELS, "context": named_context(), "seed": 1}
+    named, anything = (
+        df.Sampler(made(make), SCHEDULE, backend="native", **NAMED).sample(N, **call)
+        for make in (FilmPolicy, ByKeyword)
+    )
+    assert torch.equal(named, anything)
+
+
 class BatchMean(Policy):
     def forward(self, x: Tensor, t: Tensor, state: Tensor) -> Tensor:
         return super().forward(x, t, state - state.mean(0))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import diffusion_fast as df
 from diffusion_fast import _cpu, reference
 from diffusion_fast.plan_validation import terms_of
-from diffusion_fast.solvers.levels import levels_at
+from diffusion_fast.solvers.spacing import resolve_sigmas
 
 N = 130
 MASK = torch.tensor([True, False, True])
@@ -72,18 +72,27 @@ def test_the_level_of_a_replaced_coordinate() -> None:
         torch.testing.assert_close(u[:, MASK], want.float()[:, MASK])
 
 
-@pytest.mark.parametrize("schedule", ["noise", "sigma", "flow"])
-def test_levels_of_every_kind_of_schedule(schedule: str) -> None:
-    made: Any = {
-        "noise": SCHEDULE,
-        "sigma": df.SigmaSchedule.karras(7),
-        "flow": df.FlowSchedule.linear(7),
-    }[schedule]
-    times = np.arange(T) if schedule == "noise" else np.asarray(made._values)
-    signal, noise = levels_at(made, times)
-    expected = {"noise": signal**2 + noise**2, "sigma": signal, "flow": signal + noise}[schedule]
-    np.testing.assert_allclose(expected, 1, rtol=1e-12)
-    assert (np.diff(noise) * (1 if schedule == "noise" else -1) > 0).all()
+def test_levels_of_every_kind_of_schedule() -> None:
+    """A row's level is that which the solver steps from, whatever the network is told of the time."""
+    for solver in ("ddpm", "ddim", "euler", "dpmpp_2m", "unipc"):
+        rows = df.solvers.solve(solver, SCHEDULE).rows
+        abar = SCHEDULE.alphas_cumprod.flip(0).numpy()
+        np.testing.assert_allclose(rows["signal"], np.sqrt(abar), rtol=1e-6)
+        np.testing.assert_allclose(rows["noise"], np.sqrt(1 - abar), rtol=1e-6)
+        for spacing in ("karras", "exponential", "logsnr"):
+            rows = df.solvers.solve(solver, SCHEDULE, steps=7, spacing=spacing).rows
+            want = resolve_sigmas(SCHEDULE, 7, spacing, None)
+            np.testing.assert_allclose(rows["noise"] / rows["signal"], want, rtol=1e-5)
+    sigma, flow = df.SigmaSchedule.karras(7), df.FlowSchedule.linear(7)
+    rows = df.solvers.solve("euler", sigma).rows[1:]  # the first scales x
+    np.testing.assert_allclose(rows["noise"], sigma.sigmas[: len(rows)], rtol=1e-6)
+    assert (rows["signal"] == 1).all()
+    rows = df.solvers.solve("flow_euler", flow).rows
+    np.testing.assert_allclose(rows["noise"], flow.times[: len(rows)], rtol=1e-6)
+    np.testing.assert_allclose(rows["signal"], 1 - flow.times[: len(rows)], atol=1e-6)
+    two = df.solvers.solve("dpm_solver_2", SCHEDULE, steps=4).rows
+    levels = two["noise"] / two["signal"]
+    np.testing.assert_allclose(levels[1:-1:2] ** 2, levels[:-2:2] * levels[2::2], rtol=1e-5)
 
 
 def test_the_law_of_an_inpainted_gaussian() -> None:

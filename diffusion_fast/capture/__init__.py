@@ -9,6 +9,7 @@ CaptureError with the operation, the reason and the module's own line.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import math
 import traceback
@@ -232,8 +233,20 @@ def _lower(module: nn.Module, call: ModuleCall, shape: tuple[int, ...], times: T
     return TileProgram(lowering.dim, tuple(program.ops), program.out_value, *sizes)
 
 
+class _WithNames(nn.Module):
+    """A module that takes **kwargs, as one that takes two tuples."""
+
+    def __init__(self, module: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+        self.training = module.training
+
+    def forward(self, args: tuple[Tensor, ...], named: tuple[Tensor, ...]) -> Any:
+        return self.module(*args, **dict(zip(self.names, named, strict=True)))
+
+
 def _export(
-    module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Tensor]
 ) -> torch.export.ExportedProgram:
     """The module's graph with a dynamic batch, not decomposed, after one plain call that shows what it
     returns."""
@@ -248,6 +261,9 @@ def _export(
         raise CaptureError(reason, where=_raised_at(error)) from error
     if not isinstance(out, Tensor) or out.shape != args[0].shape:
         raise CaptureError(f"it returned {_checks.describe(out)} for x of shape {tuple(args[0].shape)}")
+    parameters = inspect.signature(module.forward).parameters.values()
+    if kwargs and any(p.kind is p.VAR_KEYWORD for p in parameters):  # for which export cannot name the sizes
+        module, args, kwargs = _WithNames(module, list(kwargs)), (args, tuple(kwargs.values())), {}
     batch, shapes_of = torch.export.Dim("batch"), torch.export.ShapesCollection()
     for tensor in given.values():
         shapes_of[tensor] = {0: batch}

@@ -127,6 +127,7 @@ class Chain:
         runs = np.array(evaluates)
         p_x, p_F = (np.where(runs, part, 0.0) for part in kinds[self._m])
         columns["c_in"] = np.where(runs, c_in, 1.0)
+        columns["signal"], columns["noise"] = np.array([(lv.signal, lv.noise) for lv in levels]).T
         if any(push) or np.isfinite(self.grid.clip):
             columns |= {"p_x": p_x, "p_F": p_F, "clip": np.where(runs, self.grid.clip, np.inf)}
         else:

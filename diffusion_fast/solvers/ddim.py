@@ -42,8 +42,9 @@ def ddim(
     a, b, e = direction * epsilon.x, q.sqrt_abar_prev, direction * epsilon.F
 
     if clip is None:  # x0 is affine in x and F
-        return StepTable.from_columns("ddim", q.t, a=a + b * x0.x, e=e + b * x0.F, s=s)
-    return StepTable.from_columns("ddim", q.t, p_x=x0.x, p_F=x0.F, clip=bound, a=a, b=b, e=e, s=s)
+        return StepTable.from_columns("ddim", q.t, a=a + b * x0.x, e=e + b * x0.F, s=s, **q.level)
+    columns = {"p_x": x0.x, "p_F": x0.F, "clip": bound, "a": a, "b": b, "e": e, "s": s}
+    return StepTable.from_columns("ddim", q.t, **columns, **q.level)
 
 
 def split_noise(q: Levels, eta: float) -> tuple[np.ndarray, np.ndarray]:

@@ -56,8 +56,10 @@ def ddpm(
         s[-1] = 0.0
 
     if clip is None:  # x0 is affine in x and F: eq. 11
-        return StepTable.from_columns("ddpm", q.t, a=mean_x + mean_x0 * x0.x, e=mean_x0 * x0.F, s=s)
-    return StepTable.from_columns("ddpm", q.t, p_x=x0.x, p_F=x0.F, clip=bound, a=mean_x, b=mean_x0, s=s)
+        affine = {"a": mean_x + mean_x0 * x0.x, "e": mean_x0 * x0.F}
+        return StepTable.from_columns("ddpm", q.t, s=s, **affine, **q.level)
+    columns = {"p_x": x0.x, "p_F": x0.F, "clip": bound, "a": mean_x, "b": mean_x0, "s": s}
+    return StepTable.from_columns("ddpm", q.t, **columns, **q.level)
 
 
 def posterior(q: Levels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -21,7 +21,6 @@ from diffusion_fast.solvers.spacing import (
     SIGMA_SPACINGS,
     resolve_sigmas,
     resolve_timesteps,
-    sigma_of_time,
     time_of_sigma,
 )
 
@@ -155,6 +154,11 @@ class Levels:
         columns = (np.exp(ends / 2), np.exp(prev / 2), -np.expm1(ends), -np.expm1(prev), np.exp(strides))
         return cls(t, *(c[::-1].copy() for c in (*columns, -np.expm1(strides))))
 
+    @property
+    def level(self) -> dict[str, np.ndarray]:
+        """The columns signal and noise of a table."""
+        return {"signal": self.sqrt_abar, "noise": np.sqrt(self.var)}
+
     def predictions(self, prediction_type: Any) -> tuple[Affine, Affine]:
         """x0 and epsilon in terms of x = sqrt(abar) x0 + sqrt(1 - abar) epsilon and the network's output F.
 
@@ -162,20 +166,6 @@ class Levels:
         """
         kind = _checks.choice("prediction_type", prediction_type, _PREDICTIONS[NoiseSchedule])
         return predict(kind, self.t, self.sqrt_abar, np.sqrt(self.var))
-
-
-def levels_at(schedule: Schedule, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """signal and noise of x = signal x0 + noise n at the times of a table, float64; between two indices of a
-    NoiseSchedule log(sigma) is interpolated."""
-    if isinstance(schedule, FlowSchedule):
-        return 1 - times, times
-    if isinstance(schedule, SigmaSchedule):
-        return np.ones(len(times)), times
-    if times.dtype.kind == "i":
-        abar = schedule.alphas_cumprod.numpy()[times]
-        return np.sqrt(abar), np.sqrt(1 - abar)
-    sigma = sigma_of_time(schedule, times)
-    return 1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma)
 
 
 class Grid:

@@ -204,12 +204,16 @@ class StepTable(Sequence[StepRow]):
     ) -> StepTable:
         """A table from float64 coefficients by name; row i evaluates the network at timesteps[i].
 
+        Beside COEFFICIENTS, signal and noise: the level of x there.
+
         Coefficients not given leave their term out; each is rounded once to float32. evaluates, push: bool,
         one for all rows or (n_rows,). Rows at equal timesteps share one network time. Raises ValueError for
         a coefficient that float32 cannot hold.
         """
         rows = np.zeros(len(timesteps), dtype=ROW_DTYPE)
-        for name in COEFFICIENTS:
+        for name, neutral in EXTRAS.items():
+            rows[name] = neutral
+        for name in (*COEFFICIENTS, *(name for name in ("signal", "noise") if name in columns)):
             rows[name] = _round_once(name, columns.pop(name, _NEUTRAL.get(name, 0.0)), timesteps)
         if columns:
             raise TypeError(f"columns: got {', '.join(columns)}; accepted: {', '.join(COEFFICIENTS)}")
@@ -217,8 +221,6 @@ class StepTable(Sequence[StepRow]):
         index = {time: i for i, time in enumerate(distinct)}
         rows["table"] = [index[time] for time in timesteps.tolist()]
         rows["flags"] = EVAL * np.asarray(evaluates, bool) | PUSH * np.asarray(push, bool)
-        for name, neutral in EXTRAS.items():
-            rows[name] = neutral
         return cls(rows, timesteps, np.array(distinct, timesteps.dtype), solver)
 
     def replace(self, **columns: npt.ArrayLike) -> StepTable:
