@@ -1,11 +1,11 @@
-"""The ops as torch.library sees them, so that a function compiled by torch.compile or torch.export keeps one graph.
+"""The ops as torch.library sees them: a function compiled by torch.compile or torch.export keeps one graph.
 
-ops.reverse_step and noise.normal come here while such a function is traced; an eager call never does, for the
-dispatcher takes longer than a small step. When the graph runs, each op calls the public function, which checks
-its arguments as always.
+ops.reverse_step and noise.normal come here while such a function is traced; an eager call never does, for
+the dispatcher takes longer than a small step. When the graph runs, each op calls the public function, which
+checks its arguments as always.
 
-A row is a constant of the graph. A compiled function that takes rows as arguments is therefore compiled once a
-row (torch._dynamo.config.recompile_limit says how often): unroll the loop over a list of rows instead.
+A row is a constant of the graph. A compiled function that takes rows as arguments is therefore compiled once
+for each, as often as torch._dynamo.config.recompile_limit allows: loop over the table inside it instead.
 """
 
 from __future__ import annotations
@@ -17,17 +17,27 @@ import torch
 from torch import Tensor
 
 from diffusion_fast import _checks, _tensors, noise, ops
-from diffusion_fast.solvers.table import COEFFICIENTS, EXTRAS, StepRow
+from diffusion_fast.solvers.table import COEFFICIENTS, EXTRAS, StepRow, StepTable
 
 _NUMBERS = (*COEFFICIENTS, *EXTRAS)
-_NAMES = (
-    "model_output row flags seed step start noise uncond_output scale scales history log_variance doubled"
-).split()
-# flags: eval, push and terms. seed: its low and high 32 bits, for a dispatcher's integers are signed.
-_SCHEMA = (
-    "Tensor? model_output, float[] row, int[] flags, SymInt[] seed, SymInt step, SymInt start, Tensor? noise, "
-    "Tensor? uncond_output, float? scale, Tensor? scales, Tensor{} history, Tensor? log_variance, str? doubled"
-)
+# What both step ops take after x, in this order. flags: eval, push and terms. seed: its low and high 32 bits,
+# for a dispatcher's integers are signed; none without a seed. {}: whether history is written to.
+_ARGUMENTS = {
+    "model_output": "Tensor?",
+    "row": "float[]",
+    "flags": "int[]",
+    "seed": "SymInt[]",
+    "step": "SymInt",
+    "start": "SymInt",
+    "noise": "Tensor?",
+    "uncond_output": "Tensor?",
+    "scale": "float?",
+    "scales": "Tensor?",
+    "history": "Tensor{}[]",
+    "log_variance": "Tensor?",
+    "doubled": "str?",
+}
+_SCHEMA = ", ".join(f"{kind} {name}" for name, kind in _ARGUMENTS.items())
 
 
 def reverse_step(
@@ -56,7 +66,7 @@ def reverse_step(
         "scales": scale if per_sample else None,
         "history": list(options["history"]),
     }
-    rest = [given[name] for name in _NAMES]
+    rest = [given[name] for name in _ARGUMENTS]
     writes = out is not None or prediction is not None or (row.push and len(given["history"]) > 0)
     if not writes:
         return _reverse_step(x, *rest)
@@ -71,6 +81,12 @@ def normal(n: int, dim: int, *, seed: Any, step: int, purpose: str, start: int, 
     return _normal(n, dim, _words(seed), step, purpose, start, substream)
 
 
+@torch.compiler.assume_constant_result  # a table never changes
+def row_at(table: StepTable, index: int) -> StepRow:
+    """table[index], read while tracing: a graph holds no structured array."""
+    return table.read_row(index)
+
+
 def _words(seed: Any) -> list[int]:
     if isinstance(seed, torch.Generator):
         raise _checks.bad_value("seed", "a torch.Generator", "an integer, in a compiled function")
@@ -82,14 +98,13 @@ def _words(seed: Any) -> list[int]:
 def _row(numbers: tuple[float, ...], evaluates: int, push: int, terms: int) -> StepRow:
     """The row again, kept because its packed bytes are."""
     values: dict[str, Any] = dict(zip(_NUMBERS, numbers, strict=True))
-    return StepRow(
-        **values, table=0, eval=bool(evaluates), push=bool(push), timestep=0.0, terms=terms
-    )  # the network's time plays no part in the update
+    values |= {"table": 0, "timestep": 0.0}  # the network's, which play no part in the update
+    return StepRow(**values, eval=bool(evaluates), push=bool(push), terms=terms)
 
 
 def _options(rest: tuple[Any, ...]) -> dict[str, Any]:
     """The arguments of ops.reverse_step that stand in an op's arguments."""
-    given = dict(zip(_NAMES, rest, strict=True))
+    given = dict(zip(_ARGUMENTS, rest, strict=True))
     scale, scales, words = given.pop("scale"), given.pop("scales"), given["seed"]
     return given | {
         "row": _row(tuple(given["row"]), *given.pop("flags")),
@@ -101,7 +116,7 @@ def _options(rest: tuple[Any, ...]) -> dict[str, Any]:
 @torch.library.custom_op(
     "diffusion_fast::reverse_step",
     mutates_args=(),
-    schema=f"(Tensor x, {_SCHEMA.format('[]')}) -> Tensor",
+    schema=f"(Tensor x, {_SCHEMA.format('')}) -> Tensor",
 )
 def _reverse_step(x: Tensor, *rest: Any) -> Tensor:
     return ops.reverse_step(x, **_options(rest))
@@ -115,7 +130,7 @@ def _(x: Tensor, *rest: Any) -> Tensor:
 @torch.library.custom_op(
     "diffusion_fast::reverse_step_",
     mutates_args=("out", "history", "prediction"),
-    schema=f"(Tensor(a!) out, Tensor? x, {_SCHEMA.format('(b!)[]')}, Tensor(c!)? prediction) -> ()",
+    schema=f"(Tensor(a!) out, Tensor? x, {_SCHEMA.format('(b!)')}, Tensor(c!)? prediction) -> ()",
 )
 def _reverse_step_(out: Tensor, x: Tensor | None, *rest: Any) -> None:
     """x: None where it is out itself, which a schema cannot say of two arguments."""
@@ -131,7 +146,8 @@ def _(out: Tensor, x: Tensor | None, *rest: Any) -> None:
 @torch.library.custom_op(
     "diffusion_fast::normal",
     mutates_args=(),
-    schema="(SymInt n, SymInt dim, SymInt[] seed, SymInt step, str purpose, SymInt start, SymInt substream) -> Tensor",
+    schema="(SymInt n, SymInt dim, SymInt[] seed, SymInt step, str purpose, SymInt start, SymInt substream)"
+    " -> Tensor",
 )
 def _normal(n: int, dim: int, seed: list[int], step: int, purpose: str, start: int, substream: int) -> Tensor:
     key = seed[0] | seed[1] << 32

@@ -1,4 +1,4 @@
-"""ops.reverse_step on arrays of NumPy, JAX, CuPy and others, whose memory is read and written in place by DLPack.
+"""ops.reverse_step on arrays of NumPy, JAX, CuPy and others: DLPack, so their memory is used where it lies.
 
 DLPack and its Python protocol: https://dmlc.github.io/dlpack/latest/python_spec.html
 """

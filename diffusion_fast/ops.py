@@ -63,9 +63,9 @@ def reverse_step(
     out: like x, contiguous; out=x updates in place. A new tensor when None.
 
     Returns out. Raises TypeError or ValueError, naming the argument, before anything is written.
-    Where x is an array of NumPy, JAX, CuPy or another library with DLPack, on the CPU, the others may be too;
-    no memory is copied for that, and a new result is an array of x's kind. Inside torch.compile it is one node
-    of the graph (seed or noise, no generator).
+    Where x is an array of NumPy, JAX, CuPy or another library with DLPack, on the CPU, the others may be too:
+    no memory is copied for that, and a new result is an array of x's kind.
+    Inside torch.compile it is one node of the graph, with seed or noise, not with a generator.
 
     >>> import diffusion_fast as df
     >>> table = df.solvers.ddpm(df.NoiseSchedule.linear(50))

@@ -155,20 +155,20 @@ def test_read_only_memory() -> None:
 def test_bad_arrays() -> None:
     x, F = (t.numpy() for t in values(2))
     for bad in (x.tolist(), 3, None, object()):
-        with pytest.raises(TypeError, match="^x: got"):
+        with pytest.raises(TypeError, match=r"^x: got"):
             reverse_step(bad, F, ROW, seed=0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="^x: got .*float64"):
+    with pytest.raises(ValueError, match=r"^x: got .*float64"):
         reverse_step(x.astype(np.float64), F, ROW, seed=0)
     with pytest.raises(ValueError, match=r"^model_output: got .*shape \(9, 4\)"):
         reverse_step(x, F[:, :4], ROW, seed=0)
-    with pytest.raises(TypeError, match="^model_output: got"):
+    with pytest.raises(TypeError, match=r"^model_output: got"):
         reverse_step(x, F.tolist(), ROW, seed=0)
-    with pytest.raises(ValueError, match="^out: got .*overlaps"):
+    with pytest.raises(ValueError, match=r"^out: got .*overlaps"):
         memory = np.zeros(60, np.float32)
         reverse_step(memory[:45].reshape(9, 5), F, ROW, seed=0, out=memory[5:50].reshape(9, 5))
-    with pytest.raises(ValueError, match="^x: got .*cannot be exported"):
+    with pytest.raises(ValueError, match=r"^x: got .*cannot be exported"):
         reverse_step(x.astype(">f4"), F, ROW, seed=0)
-    with pytest.raises(ValueError, match="^out: got .*negative"):  # torch.from_dlpack would end the process
+    with pytest.raises(ValueError, match=r"^out: got .*negative"):  # torch.from_dlpack would end the process
         reverse_step(x, F, ROW, seed=0, out=np.zeros((9, 5), np.float32)[::-1])
 
 
