@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from diffusion_fast import _checks, _cpu, _tensors, threads
 from diffusion_fast.noise import MAX_STEP
@@ -75,7 +76,7 @@ def reverse_step(
     >>> x.shape
     torch.Size([4, 2])
     """
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+    if is_compiling() or not isinstance(x, Tensor):
         return _elsewhere(x)(
             x,
             model_output,
