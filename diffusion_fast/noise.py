@@ -48,6 +48,12 @@ def normal(
     >>> torch.equal(normal(2, 3, seed=42, step=0, start=2), z[2:])
     True
     """
+    if torch.compiler.is_compiling():
+        from diffusion_fast import compile_ops
+
+        return compile_ops.normal(
+            n, dim, seed=seed, step=step, purpose=purpose, start=start, substream=substream
+        )
     count, first, key, index, use = _check(n, dim, seed, step, purpose, start, substream)
     out = _tensors.allocate((count, dim))
     _cpu.normal(out.data_ptr(), count, dim, first, key, index, use, substream, threads.resolve(None))

@@ -6,11 +6,12 @@ noise and the guidance combine. Its twin in plain torch is reference.reverse_ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from diffusion_fast import _checks, _cpu, _tensors, threads
 from diffusion_fast.noise import MAX_STEP
@@ -63,6 +64,9 @@ def reverse_step(
     out: like x, contiguous; out=x updates in place. A new tensor when None.
 
     Returns out. Raises TypeError or ValueError, naming the argument, before anything is written.
+    Where x is an array of NumPy, JAX, CuPy or another library with DLPack, on the CPU, the others may be too:
+    no memory is copied for that, and a new result is an array of x's kind.
+    Inside torch.compile it is one node of the graph, with seed or noise, not with a generator.
 
     >>> import diffusion_fast as df
     >>> table = df.solvers.ddpm(df.NoiseSchedule.linear(50))
@@ -72,10 +76,26 @@ def reverse_step(
     >>> x.shape
     torch.Size([4, 2])
     """
+    if is_compiling() or not isinstance(x, Tensor):
+        return _elsewhere(x)(
+            x,
+            model_output,
+            row,
+            seed=seed,
+            step=step,
+            start=start,
+            noise=noise,
+            generator=generator,
+            uncond_output=uncond_output,
+            guidance_scale=guidance_scale,
+            history=history,
+            log_variance=log_variance,
+            doubled=doubled,
+            prediction=prediction,
+            out=out,
+        )
     if not isinstance(row, StepRow):
         raise _checks.bad_type("row", row, "a StepRow, such as solvers.ddpm(schedule)[i]")
-    if not isinstance(x, Tensor):
-        raise _checks.bad_type("x", x, _ACCEPTED)
     dtype, shape = x.dtype, x.shape
     if dtype not in _DTYPES or not shape:
         raise _checks.bad_value("x", x, _ACCEPTED)
@@ -173,6 +193,19 @@ def launch(
         step,
         1 if numel < _ONE_THREAD else threads.resolve(None),
     )
+
+
+def _elsewhere(x: Any) -> Callable[..., Any]:
+    """reverse_step for a function that is being compiled, or for arrays of another library."""
+    if not isinstance(x, Tensor) and not hasattr(x, "__dlpack__"):
+        raise _checks.bad_type("x", x, _ACCEPTED)
+    if isinstance(x, Tensor):
+        from diffusion_fast import compile_ops
+
+        return compile_ops.reverse_step
+    from diffusion_fast import foreign_arrays
+
+    return foreign_arrays.reverse_step
 
 
 def _halves(

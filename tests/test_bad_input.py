@@ -58,7 +58,7 @@ PLAN_BLOB = PLAN_OPS + 2 * 64
 CASES = [
     *SAMPLER_CASES,
     # ops.reverse_step
-    Case("reverse_step x", "type", lambda b: b.step(x=np.ones((4, 2), np.float32)), Ty, "array", "tensor"),
+    Case("reverse_step x", "type", lambda b: b.step(x=[[1.0, 1.0]] * 4), Ty, "list", "tensor"),
     Case("reverse_step x", "dtype", lambda b: b.step(x=torch.ones(4, 2).double()), V, "float64", "bfloat16"),
     Case("reverse_step x", "rank", lambda b: b.step(x=torch.tensor(1.0)), V, r"shape \(\)", "axis"),
     Case("reverse_step x", "device", lambda b: b.step(x=torch.ones(4, 2, device=META)), V, "on meta", "CPU"),

@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 import operator
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from diffusion_fast import _checks
 
@@ -168,6 +169,7 @@ class StepTable(Sequence[StepRow]):
     timesteps: np.ndarray
     table_timesteps: np.ndarray
     solver: str
+    n_rows: int  # len(table), an attribute because torch.compile cannot ask an array of rows
     terms: int  # bit of TERM_BITS set where any row has that term: all others may be skipped
     nfe: int  # network evaluations per sample
 
@@ -188,6 +190,7 @@ class StepTable(Sequence[StepRow]):
             timesteps=times,
             table_timesteps=table_times,
             solver=solver,
+            n_rows=len(frozen),
             terms=_terms(frozen),
             nfe=int(np.count_nonzero(frozen["flags"] & EVAL)),
         )
@@ -238,6 +241,14 @@ class StepTable(Sequence[StepRow]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = operator.index(index)  # a string would select a column
+        if torch.compiler.is_compiling():
+            from diffusion_fast import compile_ops
+
+            return compile_ops.row_at(self, index)
+        return self.read_row(index)
+
+    def read_row(self, index: int) -> StepRow:
+        """Row `index` as a StepRow, from the array; the same as self[index]."""
         row = self.rows[index]
         flags = int(row["flags"])
         values: dict[str, Any] = {name: float(row[name]) for name in (*COEFFICIENTS, *EXTRAS)}
@@ -250,8 +261,11 @@ class StepTable(Sequence[StepRow]):
             terms=self.terms,
         )
 
+    def __iter__(self) -> Iterator[StepRow]:
+        return (self[i] for i in range(self.n_rows))
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.n_rows
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, StepTable) else NotImplemented
