@@ -123,6 +123,8 @@ def _rows(name: str, given: Any, n: int, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise _checks.bad_type(name, given, accepted)
     tensor = tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor
+    if n != 1 and tuple(tensor.shape) == (1, *shape):
+        tensor = tensor[0]
     one = tuple(tensor.shape) == shape
     if not one and tuple(tensor.shape) != (n, *shape):
         raise _checks.bad_value(name, given, accepted)

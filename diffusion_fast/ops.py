@@ -53,8 +53,8 @@ def reverse_step(
     model_output: F, like x; None for a row without evaluation.
     Noise, for a row with s != 0, comes from exactly one of: seed, the package's stream at (seed, start + i,
     step), where step is the row's position in its table; noise, normals like x; generator, torch's own.
-    uncond_output, guidance_scale: F = u + scale (F - u), with scale a number or an (n,) tensor (Ho &
-    Salimans 2022, scale = 1 + w).
+    uncond_output u, guidance_scale s: u + s (model_output - u) takes the place of F, with s a number or an
+    (n,) tensor (Ho & Salimans 2022, s = 1 + w).
     doubled: says that model_output is one batch (2n, *shape) of both halves, and which comes first; it then
     takes the place of uncond_output. "uncond_first" is what the pipelines of diffusers chunk.
     row.rescale, row.quantile: guidance rescale and dynamic thresholding, their statistics over each sample.

@@ -236,6 +236,10 @@ def reverse_step_ref(
         if log_variance is not None:
             coefficients["s"] = torch.exp(log_variance.to(work) / 2)
     predicted = torch.zeros_like(x, dtype=work) if model_output is None else model_output.to(work)
+    if (uncond_output is None) != (guidance_scale is None):
+        raise _checks.bad_value(
+            "guidance_scale", guidance_scale, "a scale beside uncond_output, and only there"
+        )
     if uncond_output is not None and guidance_scale is not None:
         predicted = guided(predicted, uncond_output.to(work), guidance_scale, row.rescale)
     past = [h.to(work, copy=True) for h in history]  # for history is about to be written

@@ -133,7 +133,8 @@ class Sampler:
             program = replace(program, null_context=None if null is None else null.numpy())
             self.plan = plan.build_plan(self.table, program, branches=2 if self.guidance is not None else 1)
         except capture.CaptureError as reason:
-            if required:
+            no_null = self.guidance is not None and "null_class=False" in reason.reason
+            if required or no_null or isinstance(reason, capture.CallError):
                 raise
             self._notes = [f"The module runs in torch, with the fused step, because: {reason}"]
             return

@@ -73,7 +73,7 @@ def test_named_contexts_beside_classes() -> None:
 def test_one_row_for_all_is_that_row_for_each(backend: str) -> None:
     sampler, row = policy_sampler(backend=backend), torch.randn(17)
     want = sampler.sample(N, context=row.repeat(N, 1))
-    for given in (row, row.numpy(), row.double(), row.numpy().astype(np.float64)):
+    for given in (row, row[None], row.numpy(), row.double(), row.numpy().astype(np.float64)):
         assert torch.equal(sampler.sample(N, context=given), want)
 
 

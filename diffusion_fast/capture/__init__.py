@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_fast import _checks, reference
-from diffusion_fast.capture.graph import CaptureError
+from diffusion_fast.capture.graph import CallError, CaptureError
 from diffusion_fast.capture.lowering import Lowering
 from diffusion_fast.capture.program import Program
 from diffusion_fast.capture.worlds import Worlds
@@ -34,7 +34,7 @@ from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 from diffusion_fast.solvers.spacing import sigma_of_time
 
-__all__ = ["TIME_INPUTS", "CaptureError", "capture", "network_time", "verify"]
+__all__ = ["TIME_INPUTS", "CallError", "CaptureError", "capture", "network_time", "verify"]
 
 TIME_INPUTS = ("index", "index1", "unit", "sigma", "log_sigma/4")
 CONTINUOUS_TIME = ("unit", "sigma", "log_sigma/4")
@@ -257,8 +257,9 @@ def _export(
         out = module(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in given.values())
-        reason = f"it raised {type(error).__name__} when called with ({shapes}): {error}"
-        raise CaptureError(reason, where=_raised_at(error)) from error
+        names = "".join(f", {name}=" for name in kwargs)
+        reason = f"it raised {type(error).__name__} when called with ({shapes}{names}): {error}"
+        raise CallError(reason, where=_raised_at(error)) from error
     if not isinstance(out, Tensor) or out.shape != args[0].shape:
         raise CaptureError(f"it returned {_checks.describe(out)} for x of shape {tuple(args[0].shape)}")
     parameters = inspect.signature(module.forward).parameters.values()

@@ -36,17 +36,25 @@ NO_KERNEL = "no fused kernel has this operation on values that depend on x"
 class CaptureError(ValueError):
     """A module that no fused kernel can run. reason: why; op: the operation; where: the module's line."""
 
+    ACCEPTED = (
+        "by backend='native': linear layers, element-wise functions, norms, slices and concatenations of "
+        "features. Use backend='auto' or 'torch' for this model"
+    )
+
     def __init__(self, reason: str, op: str = "", where: str = "") -> None:
         self.reason, self.op, self.where = reason, op, where
         place = f" (operation {op})" if op else ""
         place += f" at {where}" if where else ""
-        super().__init__(
-            f"model: {reason}{place}; accepted by backend='native': linear layers, element-wise functions, "
-            "norms, slices and concatenations of features. Use backend='auto' or 'torch' for this model"
-        )
+        super().__init__(f"model: {reason}{place}; accepted {self.ACCEPTED}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CaptureError, (self.reason, self.op, self.where)
+        return type(self), (self.reason, self.op, self.where)
+
+
+class CallError(CaptureError):
+    """A module that cannot be called with what a sampler calls it with, on any path."""
+
+    ACCEPTED = "are modules called as module(x, t), then y with n_classes, then what context_shape names"
 
 
 def op_name(node: fx.Node) -> str:

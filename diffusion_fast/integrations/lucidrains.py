@@ -149,7 +149,8 @@ class _Accelerated(ABC):
             if self.diffusion.self_condition:
                 x0 = (row.p_x * x + row.p_F * output).clamp_(-row.clip, row.clip)
             x = ops.reverse_step(x, output, row, seed=seed, step=i)
-            states = [*states, x] if trajectory else [x]
+            if trajectory:
+                states.append(x)
         return torch.stack(states, dim=1) if trajectory else x
 
     def start(self, n: int, seed: int) -> Tensor:
