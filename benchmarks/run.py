@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,20 +65,26 @@ def write(results: Sequence[Result | Growth], hardware: dict[str, object]) -> li
     slug = re.sub(r"[^a-z0-9]+", "-", machine.cpu_name().lower()).strip("-")
     path = RESULTS / f"{slug}-{datetime.date.today().isoformat()}.json"
     path.parent.mkdir(exist_ok=True)
+    return [path, *figures.draw(save(path, results, hardware), RESULTS)]
+
+
+def save(path: Path, results: Sequence[Result | Growth], hardware: dict[str, object]) -> dict[str, Any]:
     content = {"machine": hardware, "results": [result.as_dict() for result in results]}
     path.write_text(json.dumps(content, indent=1) + "\n")
-    return [path, *figures.draw(content, RESULTS)]
+    return content
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", metavar="NAME", help="only the cases whose name contains NAME")
+    parser.add_argument("--only", metavar="NAME,...", help="only the cases whose name contains one of these")
+    parser.add_argument("--save", metavar="FILE", type=Path, help="write the results of these cases as JSON")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer runs; no file is written")
     options = parser.parse_args()
     every = {**runs(), "peak": None}
-    chosen = {name: case for name, case in every.items() if (options.only or "") in name}
+    parts = (options.only or "").split(",")
+    chosen = {name: case for name, case in every.items() if any(part in name for part in parts)}
     if not chosen:
         parser.error(f"--only: got {options.only!r}; the cases are {', '.join(every)}")
 
@@ -97,6 +104,8 @@ def main() -> None:
     missed = [f"{name}, {check.text}" for name, check in checks if not check.met]
     print(f"{len(checks) - len(missed)} of {len(checks)} requirements met")
     print("".join(f"  MISS  {text}\n" for text in missed), end="")
+    if options.save is not None:
+        save(options.save, results, hardware)
     if not options.quick and not options.only:
         for path in write(results, hardware):
             print(f"written: {path}")
