@@ -123,7 +123,7 @@ CASES = [
     Case("sample --labels", "none with guidance", f"{KINDS} --labels none --guidance-scale 2", "None",
          "guided"),
     Case("sample --guidance-scale", "model without classes", f"{SAMPLE} --guidance-scale 2", "2.0",
-         "no classes"),
+         "no null class"),
     # data
     Case("train --data", "misspelt set", f"{TRAIN} --data helix3d", "'helix3d'", "did you mean 'helix_3d'"),
     Case("train --data", "missing file", f"{TRAIN} --data no/data.csv", "'no/data.csv'", "the path of"),

@@ -209,7 +209,7 @@ JOINT: dict[str, tuple[Body, str, str]] = {
     "a sum": (lambda m, x, t, y: m.last(m.first(x) + m.time(t) + m.label(y)), "linear, linear", ""),
     "a class table and a residual": (
         lambda m, x, t, y: m.last(torch.relu(m.square(h := torch.tanh(m.first(x))) + h + m.label(y))),
-        "linear tanh, table, binary add, linear+ relu, linear",
+        "table, linear tanh, binary add, linear+ relu, linear",
         "",
     ),
     "a joint table and a residual": (

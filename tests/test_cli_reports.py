@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import diffusion_fast as df
 from diffusion_fast import shape_benchmark
 from diffusion_fast.cli import output
 from diffusion_fast.sampler import Sampler
+from diffusion_fast.torch_chain import Call
 
 FORMATS = ["npy", "npz", "csv", "parquet"]
 
@@ -212,14 +214,14 @@ def test_a_failing_run_leaves_no_file(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, error: Exception, line: str
 ) -> None:
     monkeypatch.setattr("diffusion_fast.cli.stored.CHUNK", 10)
-    original = Sampler.sample
+    original = Sampler._draw
 
-    def fail_later(self: Sampler, n: int, **given: object) -> object:
-        if given.get("start", 0) >= 20:
+    def fail_later(self: Sampler, call: Call, *given: Any) -> None:
+        if call.start >= 20:
             raise error
-        return original(self, n, **given)
+        original(self, call, *given)
 
-    monkeypatch.setattr(Sampler, "sample", fail_later)
+    monkeypatch.setattr(Sampler, "_draw", fail_later)
     (tmp_path / f"s.{suffix}").write_text("precious")
     arguments = ["--num-samples", 50, "--out", tmp_path / f"s.{suffix}", "--force", "--no-progress"]
     result = run(bench, "sample", "helix.safetensors", *arguments)
