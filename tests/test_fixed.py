@@ -97,7 +97,7 @@ def test_levels_of_every_kind_of_schedule() -> None:
 
 def test_the_law_of_an_inpainted_gaussian() -> None:
     """Data N(0, C) with its exact, linear denoiser: the mean under replacement is the chain without noise, in
-    float64. (0.9 here; the method is not exact, the conditional mean is 1.35.) 4.5 sigma of 5,000 samples:
+    float64. (The method is not exact: the conditional mean is 1.35.) 4.5 sigma of 5,000 samples:
     a false alarm in 10^5 seeds."""
     C = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
     schedule = df.NoiseSchedule.linear(50, beta_start=1e-3, beta_end=0.25)
