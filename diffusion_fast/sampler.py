@@ -183,8 +183,23 @@ class Sampler:
         Raises TypeError or ValueError naming the argument before anything is written, RuntimeError when the
         model's weights have changed since the sampler was made.
         """
-        asked = (labels, context, guidance_scale, guidance_weight, fixed_mask, fixed_values, fixed_clean)
-        call = self._prepare(n, seed, start, *asked, x_T, noise, return_trajectory, progress, threads)
+        call = self._prepare(
+            n,
+            seed=seed,
+            start=start,
+            labels=labels,
+            context=context,
+            guidance_scale=guidance_scale,
+            guidance_weight=guidance_weight,
+            fixed_mask=fixed_mask,
+            fixed_values=fixed_values,
+            fixed_clean=fixed_clean,
+            x_T=x_T,
+            noise=noise,
+            return_trajectory=return_trajectory,
+            progress=progress,
+            threads=threads,
+        )
         shape = self._output_shape(call)
         if out is None:
             target = _tensors.allocate(shape)
@@ -222,8 +237,23 @@ class Sampler:
             if name in ("out", "x_T", "noise"):
                 raise _checks.bad_value(name, unknown[name], "nothing here: call sample for each chunk")
             raise TypeError(f"stream: got an unknown argument {name!r}; accepted: those of sample")
-        asked = (labels, context, guidance_scale, guidance_weight, fixed_mask, fixed_values, fixed_clean)
-        call = self._prepare(n, seed, start, *asked, None, None, return_trajectory, progress, threads)
+        call = self._prepare(
+            n,
+            seed=seed,
+            start=start,
+            labels=labels,
+            context=context,
+            guidance_scale=guidance_scale,
+            guidance_weight=guidance_weight,
+            fixed_mask=fixed_mask,
+            fixed_values=fixed_values,
+            fixed_clean=fixed_clean,
+            x_T=None,
+            noise=None,
+            return_trajectory=return_trajectory,
+            progress=progress,
+            threads=threads,
+        )
         size = _checks.integer("chunk_size", chunk_size, 1)
         call.seed = _checks.seed("seed", seed)
 
@@ -265,6 +295,7 @@ class Sampler:
     def _prepare(
         self,
         n: Any,
+        *,
         seed: Any,
         start: Any,
         labels: Any,
