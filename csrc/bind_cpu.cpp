@@ -4,19 +4,18 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
-#include <cstring>
-#include <iterator>
 
+#include "bind_checks.h"
 #include "cpu/run.h"
 
 namespace py = pybind11;
 
 void bind_schedule(py::module_& m);
+namespace df {
+void bind_step(py::module_& m);
+void bind_tensor(py::module_& m);
+}  // namespace df
 
 namespace {
 
@@ -26,24 +25,6 @@ using namespace df::cpu;
 template <class T>
 T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
-}
-
-void require(bool ok, const char* what) {
-    if (!ok) throw std::invalid_argument(what);
-}
-
-// n >= 0 samples of dim elements from index start: below 2^48 samples, and countable in 64 bits
-void check_range(int64_t n, int64_t dim, uint64_t start) {
-    constexpr uint64_t kMaxSamples = uint64_t(1) << 48;
-    require(n >= 0 && uint64_t(n) <= kMaxSamples && start <= kMaxSamples - uint64_t(n),
-            "n: start + n exceeds 2^48");
-    require(dim <= int64_t(1) << 32, "dim: exceeds 2^32");  // quads are counted in 32 bits
-    require(dim >= 1 && (n == 0 || dim <= (int64_t(1) << 60) / n), "dim: n * dim does not fit");
-}
-
-int check_threads(int threads) {
-    require(threads >= 1 && threads <= 4096, "threads: accepted: 1 to 4096");
-    return threads;
 }
 
 const Kernels& chosen(const std::string& isa) { return isa.empty() ? kernels() : kernels_named(isa.c_str()); }
@@ -122,60 +103,6 @@ py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, 
     return py::make_tuple(report.bad_rows, report.first_bad);
 }
 
-// tensors: the addresses of out, x, model_output, uncond_output, guidance_scale, h1, h2, h3, log_variance,
-// noise and prediction, 0 where absent; scale: one for all samples where guidance_scale is. A tuple, for a
-// long list of arguments takes longer than a small step.
-void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, const py::tuple& tensors, float scale,
-                  int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step, int threads) {
-    StepArgs a{};
-    require(PyBytes_GET_SIZE(row.ptr()) == sizeof(StepRow), "row: not 80 bytes");
-    std::memcpy(&a.row, PyBytes_AS_STRING(row.ptr()), sizeof(StepRow));
-    check_range(n, dim, start);
-    require(dtype <= uint32_t(Dtype::kFloat16), "dtype: unknown");
-    require(step < (1u << 28), "step: accepted: below 2^28");
-    void* at[11];
-    require(tensors.size() == std::size(at), "tensors: not 11 addresses");
-    for (size_t i = 0; i < std::size(at); ++i) {
-        at[i] = PyLong_AsVoidPtr(PyTuple_GET_ITEM(tensors.ptr(), py::ssize_t(i)));
-        if (!at[i] && PyErr_Occurred()) throw py::error_already_set();
-    }
-    a.terms = terms;
-    a.dtype = Dtype(dtype);
-    a.out = at[0];
-    a.x = at[1];
-    a.model_output = at[2];
-    a.uncond_output = at[3];
-    a.guidance_scale = at[4] ? static_cast<const float*>(at[4]) : &scale;
-    a.guidance_stride = at[4] ? 1 : 0;
-    std::copy_n(at + 5, 3, a.history);
-    a.log_variance = at[8];
-    a.noise = at[9];
-    a.prediction = at[10];
-    require(n == 0 || (a.out && a.x), "x: a null pointer");
-    require(!a.uncond_output || a.model_output, "uncond_output: needs model_output");
-    const uint32_t reads[] = {kTermC1, kTermC2, kTermC3};
-    for (int i = 0; i < 3; ++i)
-        require(a.history[i] || !(terms & reads[i]), "history: the row needs more tensors");
-    a.n = n;
-    a.dim = dim;
-    a.start = start;
-    a.seed = seed;
-    a.step = step;
-    check_threads(threads);
-    const py::gil_scoped_release release;
-    run_step(kernels(), a, threads);
-}
-
-// Memory that was never touched is then mapped 2 MB at a time: faults of 4 KB take longer than a step does.
-void prefer_huge_pages(uintptr_t address, int64_t bytes) {
-#ifdef __linux__
-    constexpr uintptr_t kPage = 4096;
-    const uintptr_t begin = (address + kPage - 1) / kPage * kPage;
-    const uintptr_t end = (address + uintptr_t(bytes)) / kPage * kPage;
-    if (end > begin) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);  // a hint: it may fail
-#endif
-}
-
 void normal(uintptr_t out, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
             uint32_t purpose, uint32_t substream, int threads, const std::string& isa) {
     check_range(n, dim, start);
@@ -212,6 +139,8 @@ py::list isas() {
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of diffusion_fast. Called by the checked Python layer only.";
     bind_schedule(m);
+    bind_step(m);
+    bind_tensor(m);
     py::class_<Program>(m, "Program", "A validated plan, packed for one instruction set; immutable.")
         .def(py::init([](const py::bytes& plan, const std::string& isa) {
                  return std::make_unique<Program>(plan_from(plan), chosen(isa));
@@ -225,8 +154,6 @@ PYBIND11_MODULE(_cpu, m) {
              py::arg("context_stride") = 0, py::arg("fixed_mask") = 0, py::arg("fixed") = 0,
              py::arg("fixed_stride") = 0, py::arg("fixed_clean") = false, py::arg("progress") = py::none());
     m.def("validate_plan", [](const py::bytes& plan) { plan_from(plan); });
-    m.def("reverse_step", &reverse_step);
-    m.def("prefer_huge_pages", &prefer_huge_pages);
     m.def("normal", &normal, py::arg("out"), py::arg("n"), py::arg("dim"), py::arg("start"), py::arg("seed"),
           py::arg("step"), py::arg("purpose"), py::arg("substream"), py::arg("threads"), py::arg("isa") = "");
     m.def("activate", &activate, py::arg("code"), py::arg("param"), py::arg("x"), py::arg("isa") = "");

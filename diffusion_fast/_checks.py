@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffusion_fast import _cpu
+
 MAX_SAMPLES = 1 << 48  # sample indices are 48 bits of the Philox counter
 
 
@@ -86,7 +88,7 @@ def flag(name: str, value: Any) -> bool:
 
 def seed(name: str, value: Any) -> int:
     """A seed in [0, 2^64), or a torch.Generator from which one is drawn."""
-    if isinstance(value, torch.Generator):
+    if type(value) is not int and isinstance(value, torch.Generator):  # the usual case costs no look-up
         low, high = torch.randint(
             0, 1 << 32, (2,), generator=value, dtype=torch.int64, device=value.device
         ).tolist()
@@ -130,8 +132,9 @@ def sample_range(n: Any, start: Any) -> tuple[int, int]:
 
 def finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor without NaN or infinity; the first bad position is named."""
-    if tensor.is_floating_point() and math.isfinite(tensor.sum().item()):
-        return tensor  # one operation; a sum of finite numbers may overflow, so the rest is looked at
+    if tensor.dtype is torch.float32 and tensor.is_cpu and tensor.is_contiguous():
+        if _cpu.all_finite(tensor.data_ptr(), tensor.numel()):
+            return tensor
     bad = ~torch.isfinite(tensor)
     if bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])

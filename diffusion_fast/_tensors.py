@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_fast import _checks, _cpu
 
+_cpu.use_torch(Tensor, torch.empty_like, getattr(Tensor, "__dlpack_c_exchange_api__", None))
 _LARGE = 1 << 22  # bytes; smaller blocks come from malloc's arenas, already mapped
 
 

@@ -116,6 +116,10 @@ def fixed_of(mask: Any, values: Any, clean: Any, n: int, shape: tuple[int, ...])
 
 def _rows(name: str, given: Any, n: int, shape: tuple[int, ...]) -> Tensor:
     """(n, elements) float32 from a tensor or array (n, *shape), or (1, elements) from one of `shape`."""
+    if type(given) is Tensor and given.dtype is torch.float32 and given.shape == (n, *shape):
+        # the usual case, without building a message
+        checked = _checks.finite(name, _tensors.given(name, given, torch.float32, given.shape))
+        return checked if len(shape) == 1 else checked.reshape(n, math.prod(shape))
     accepted = f"a float32 tensor of shape {(n, *shape)}, or {shape} for all samples"
     tensor = given
     if isinstance(given, np.ndarray) and given.dtype.kind == "f":

@@ -96,6 +96,25 @@ def reverse_step(
         )
     if not isinstance(row, StepRow):
         raise _checks.bad_type("row", row, "a StepRow, such as solvers.ddpm(schedule)[i]")
+    if generator is None and doubled is None:
+        usual = _cpu.small_step(
+            row.packed,
+            row.terms,
+            x,
+            model_output,
+            uncond_output,
+            guidance_scale,
+            history,
+            log_variance,
+            noise,
+            prediction,
+            out,
+            seed,
+            step,
+            start,
+        )
+        if usual is not None:  # else large, or in a form that is looked at below
+            return usual
     dtype, shape = x.dtype, x.shape
     if dtype not in _DTYPES or not shape:
         raise _checks.bad_value("x", x, _ACCEPTED)

@@ -313,7 +313,7 @@ class Sampler:
     ) -> Call:
         """The arguments of a call, checked; its seed is drawn later."""
         count, first = _checks.sample_range(n, start)
-        if not isinstance(seed, torch.Generator):
+        if type(seed) is int or not isinstance(seed, torch.Generator):
             _checks.seed("seed", seed)
         _checks.flag("progress", progress)
         self._check_weights()
@@ -368,19 +368,20 @@ class Sampler:
             call.start,
             call.seed,
             call.threads,
-            x_T=0 if call.x_T is None else call.x_T.data_ptr(),
-            noise=0 if call.noise is None else call.noise.data_ptr(),
-            trajectory=target.data_ptr() if call.trajectory else 0,
-            labels=labels.data_ptr() if isinstance(labels, Tensor) else 0,
-            label=labels if isinstance(labels, int) else 0,
-            guidance=0 if call.guidance is None else call.guidance.data_ptr(),
-            context=0 if context is None else context.data_ptr(),
-            context_stride=0 if context is None or len(context) == 1 else context.shape[1],
-            fixed_mask=0 if fixed is None else fixed.mask.data_ptr(),
-            fixed=0 if fixed is None else fixed.values.data_ptr(),
-            fixed_stride=0 if fixed is None or len(fixed.values) == 1 else prod(self.shape),
-            fixed_clean=fixed is not None and fixed.clean,
-            progress=call.show if call.bar is not None else None,
+            # by position: names take 3.5 us more
+            0 if call.x_T is None else call.x_T.data_ptr(),
+            0 if call.noise is None else call.noise.data_ptr(),
+            target.data_ptr() if call.trajectory else 0,
+            labels.data_ptr() if isinstance(labels, Tensor) else 0,
+            labels if isinstance(labels, int) else 0,
+            0 if call.guidance is None else call.guidance.data_ptr(),
+            0 if context is None else context.data_ptr(),
+            0 if context is None or context.shape[0] == 1 else context.shape[1],  # context_stride
+            0 if fixed is None else fixed.mask.data_ptr(),
+            0 if fixed is None else fixed.values.data_ptr(),
+            0 if fixed is None or len(fixed.values) == 1 else prod(self.shape),  # fixed_stride
+            fixed is not None and fixed.clean,
+            call.show if call.bar is not None else None,
         )
         sampler_checks.warn_not_finite(bad, call.n, [call.start + row for row in rows])
 

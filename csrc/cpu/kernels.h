@@ -18,7 +18,7 @@ struct PackedOp {
     int extra;                      // as in TileOp, but a value's slot
     const float*
         blocks;         // tile path: outputs in blocks of kBlock (the last may be narrower), each [k][block]
-    const float* rows;  // few-sample path: [k][n_out_padded]
+    const float* rows;  // few-sample path: panels of outputs, each [k][panel]
     const float* bias;  // (n_out_padded), or null
     const float* step_table;   // (n_tables, n_out_padded), or null
     const float* class_table;  // (n_classes, n_out_padded), or null
@@ -27,6 +27,9 @@ struct PackedOp {
     int src, dst;  // slots: buffers shared by values whose lifetimes do not meet; 0 is the net's input
     bool differs;  // between the branches of a guided plan; what does not is computed once for both
 };
+
+// Vectors of outputs in the next panel of PackedOp.rows, with `left` of them to come.
+constexpr int panel_vectors(int left) { return left >= 8 ? 8 : left >= 4 ? 4 : 1; }
 
 // A plan ready to run: pointers into storage owned by Program (program.h).
 struct ProgramView {

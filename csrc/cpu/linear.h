@@ -110,16 +110,16 @@ static void linear_tile(const cpu::PackedOp& l, const LinearBranch* b, int count
 }
 
 // The few-sample path: lanes = outputs, one sample. The same fma chain per output, so the same bits.
-// init and y: (n_out_padded);  w: [n_in][n_out_padded]
+// A panel of B vectors; init and y: [B W];  w: [n_in][B W]
 template <int B>
-DF_INLINE void linear_row_block(int n_in, int stride, const float* __restrict w, const float* __restrict init,
-                                const float* __restrict x, float* __restrict y) {
+DF_INLINE void linear_panel(int n_in, const float* __restrict w, const float* __restrict init,
+                            const float* __restrict x, float* __restrict y) {
     for (int from = 0; from < n_in; from += kChain) {
         const int to = n_in - from > kChain ? from + kChain : n_in;
         vf acc[B];
 #pragma GCC unroll 8
         for (int b = 0; b < B; ++b) acc[b] = from ? splat(0.0f) : load(init + b * W);
-        for (int k = from; k < to; ++k, w += stride) {
+        for (int k = from; k < to; ++k, w += B * W) {
             const vf xk = splat(x[k]);
 #pragma GCC unroll 8
             for (int b = 0; b < B; ++b) acc[b] = fma(load(w + b * W), xk, acc[b]);
@@ -130,14 +130,12 @@ DF_INLINE void linear_row_block(int n_in, int stride, const float* __restrict w,
 }
 
 static void linear_row(const cpu::PackedOp& l, const float* init, const float* x, float* y) {
-    const int vectors = l.n_out_padded / W;
-    int v = 0;
-    for (; v + 8 <= vectors; v += 8)
-        linear_row_block<8>(l.n_in, l.n_out_padded, l.rows + v * W, init + v * W, x, y + v * W);
-    for (; v + 4 <= vectors; v += 4)
-        linear_row_block<4>(l.n_in, l.n_out_padded, l.rows + v * W, init + v * W, x, y + v * W);
-    for (; v < vectors; ++v)
-        linear_row_block<1>(l.n_in, l.n_out_padded, l.rows + v * W, init + v * W, x, y + v * W);
+    const float* w = l.rows;
+    for (int v = 0, vectors = l.n_out_padded / W, B; v < vectors; v += B, w += B * W * l.n_in) {
+        B = cpu::panel_vectors(vectors - v);
+        const auto panel = B == 8 ? linear_panel<8> : B == 4 ? linear_panel<4> : linear_panel<1>;
+        panel(l.n_in, w, init + v * W, x, y + v * W);
+    }
     apply(Function(l.function), l.param, y, y, l.n_out_padded);
 }
 

@@ -78,10 +78,18 @@ const float* Program::pack_blocks(const float* weight, int n_out, int n_in) {
     return packed;
 }
 
+// Panels of 8, 4 or 1 vectors of outputs, each [k][outputs of the panel]: read from end to end, as the
+// hardware prefetches. Rows of all outputs, of which a panel is a strided part, ran at 0.6 of the speed from
+// L3.
 const float* Program::pack_rows(const float* weight, int n_out, int n_in, int padded) {
     float* packed = allocate(int64_t(padded) * n_in);
-    for (int k = 0; k < n_in; ++k)
-        for (int j = 0; j < n_out; ++j) packed[int64_t(k) * padded + j] = weight[int64_t(j) * n_in + k];
+    float* at = packed;
+    for (int first = 0, width; first < padded; first += width) {
+        width = panel_vectors((padded - first) / kernels_.lanes) * kernels_.lanes;
+        for (int k = 0; k < n_in; ++k)
+            for (int j = first; j < first + width; ++j)
+                *at++ = j < n_out ? weight[int64_t(j) * n_in + k] : 0.0f;
+    }
     return packed;
 }
 

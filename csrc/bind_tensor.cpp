@@ -1,0 +1,142 @@
+// diffusion_fast._cpu: what is asked of torch's tensors at each call, and the memory of new ones.
+#include "bind_tensor.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace py = pybind11;
+
+namespace df {
+namespace {
+
+// Set once by the Python layer; never released, as the module is not either.
+struct Torch {
+    PyObject *tensor_type, *empty_like, *is_neg, *requires_grad, *version;
+    const dlpack::ExchangeApi* api;
+} torch_{};
+
+bool view_of(PyObject* object, dlpack::Tensor& view) {
+    if (torch_.api && torch_.api->view(object, &view) == 0) return true;
+    PyErr_Clear();
+    return false;
+}
+
+bool is_false(PyObject* value) {  // takes the reference
+    if (!value) PyErr_Clear();
+    Py_XDECREF(value);  // True and False live for ever
+    return value == Py_False;
+}
+
+bool contiguous(const dlpack::Tensor& t) {
+    int64_t expected = 1;
+    for (int i = t.ndim - 1; i >= 0 && t.strides; --i) {
+        if (t.shape[i] != 1 && t.strides[i] != expected) return false;
+        expected *= t.shape[i];
+    }
+    return true;
+}
+
+void use_torch(const py::object& tensor_type, const py::object& empty_like, const py::object& exchange) {
+    torch_.tensor_type = tensor_type.inc_ref().ptr();
+    torch_.empty_like = empty_like.inc_ref().ptr();
+    torch_.is_neg = PyUnicode_InternFromString("is_neg");
+    torch_.requires_grad = PyUnicode_InternFromString("requires_grad");
+    torch_.version = PyUnicode_InternFromString("_version");
+    torch_.api = nullptr;
+    if (exchange.is_none()) return;
+    auto* api = static_cast<const dlpack::ExchangeApi*>(
+        PyCapsule_GetPointer(exchange.inc_ref().ptr(), "dlpack_exchange_api"));
+    if (!api) throw py::error_already_set();
+    if (api->major == 1 && api->view) torch_.api = api;
+}
+
+// A number that changes when a tensor is replaced or written to: from each one's address and _version. None
+// where the exchange API does not tell the address.
+py::object fingerprint(const py::list& tensors) {
+    uint64_t hash = 0xcbf29ce484222325;
+    const auto mix = [&hash](uint64_t word) {  // the finaliser of MurmurHash3 on what was and what comes
+        hash ^= word + 0x9e3779b97f4a7c15 + (hash << 6) + (hash >> 2);
+        hash = (hash ^ hash >> 33) * 0xff51afd7ed558ccd;
+        hash = (hash ^ hash >> 33) * 0xc4ceb9fe1a85ec53;
+    };
+    for (const py::handle tensor : tensors) {
+        dlpack::Tensor view;
+        if (!view_of(tensor.ptr(), view)) return py::none();
+        const auto version =
+            py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), torch_.version));
+        if (!version) throw py::error_already_set();
+        mix(reinterpret_cast<uintptr_t>(view.data));
+        mix(PyLong_AsUnsignedLongLongMask(version.ptr()));
+    }
+    return py::int_(hash);
+}
+
+bool all_finite(uintptr_t address, int64_t count) {
+    const auto* x = reinterpret_cast<const float*>(address);
+    bool finite = true;  // no early exit: the loop is then a vector one
+    for (int64_t i = 0; i < count; ++i) finite &= std::fabs(x[i]) <= std::numeric_limits<float>::max();
+    return finite;
+}
+
+// Memory that was never touched is then mapped 2 MB at a time: faults of 4 KB take longer than a step does.
+void prefer_huge_pages(uintptr_t address, int64_t bytes) {
+#ifdef __linux__
+    constexpr uintptr_t kPage = 4096;
+    const uintptr_t begin = (address + kPage - 1) / kPage * kPage;
+    const uintptr_t end = (address + uintptr_t(bytes)) / kPage * kPage;
+    if (end > begin)
+        madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: it may fail
+#endif
+}
+
+}  // namespace
+
+bool PlainTensor::like(const PlainTensor& other) const {
+    return dtype == other.dtype && ndim == other.ndim && std::equal(shape, shape + ndim, other.shape);
+}
+
+bool PlainTensor::overlaps(const PlainTensor& other) const {
+    const auto* a = static_cast<const char*>(data);
+    const auto* b = static_cast<const char*>(other.data);
+    return a < b + other.bytes() && b < a + bytes();
+}
+
+bool plain_tensor(PyObject* object, PlainTensor& out) {
+    dlpack::Tensor view;
+    if (!torch_.api || reinterpret_cast<PyObject*>(Py_TYPE(object)) != torch_.tensor_type ||
+        !view_of(object, view))
+        return false;
+    if (view.device_type != dlpack::kCpu || view.lanes != 1 || view.ndim < 1 || !contiguous(view))
+        return false;
+    if (view.code == dlpack::kFloat && view.bits == 32)
+        out.dtype = cpu::Dtype::kFloat32;
+    else if (view.code == dlpack::kBfloat && view.bits == 16)
+        out.dtype = cpu::Dtype::kBfloat16;
+    else if (view.code == dlpack::kFloat && view.bits == 16)
+        out.dtype = cpu::Dtype::kFloat16;
+    else
+        return false;
+    out.data = static_cast<char*>(view.data) + view.byte_offset;
+    out.shape = view.shape;
+    out.ndim = view.ndim;
+    out.numel = 1;
+    for (int i = 0; i < view.ndim; ++i) out.numel *= view.shape[i];
+    return is_false(PyObject_GetAttr(object, torch_.requires_grad)) &&
+           is_false(PyObject_CallMethodNoArgs(object, torch_.is_neg));
+}
+
+PyObject* empty_like(PyObject* x) { return PyObject_CallOneArg(torch_.empty_like, x); }
+
+void bind_tensor(py::module_& m) {
+    m.def("use_torch", &use_torch);
+    m.def("fingerprint", &fingerprint);
+    m.def("all_finite", &all_finite);
+    m.def("prefer_huge_pages", &prefer_huge_pages);
+}
+
+}  // namespace df
