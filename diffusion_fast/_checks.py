@@ -132,9 +132,9 @@ def sample_range(n: Any, start: Any) -> tuple[int, int]:
 
 def finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor without NaN or infinity; the first bad position is named."""
-    if tensor.dtype is torch.float32 and tensor.is_cpu and tensor.is_contiguous():
-        if _cpu.all_finite(tensor.data_ptr(), tensor.numel()):
-            return tensor
+    readable = tensor.dtype is torch.float32 and tensor.is_cpu and tensor.is_contiguous()
+    if readable and _cpu.all_finite(tensor.data_ptr(), tensor.numel()):
+        return tensor
     bad = ~torch.isfinite(tensor)
     if bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])

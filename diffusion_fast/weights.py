@@ -27,7 +27,7 @@ class Weights:
         """(data_ptr, _version) of every parameter and buffer, and the submodules: changes when weights are
         replaced or written to. Writes through `.data` or a NumPy view leave no trace here."""
         found = [t for t in chain(*self._tensors) if t is not None]
-        state = _cpu.fingerprint(found)
+        state: Any = _cpu.fingerprint(found)
         if state is None:
             state = tuple((t.data_ptr(), t._version) for t in found)
         return (state, *map(id, chain(*self._children)))

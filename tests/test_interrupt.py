@@ -53,8 +53,9 @@ torch.manual_seed(0)
 model = df.models.MLPDenoiser(2, (128, 128), "relu", "table", 1000).eval()
 sampler = df.Sampler(model, schedule, backend="native")
 for threads in (1, 2):
-    result[f"sample, {threads}"] = best(latency, lambda: sampler.sample(1_000_000, threads=threads))
-    result[f"bar, {threads}"] = best(latency, lambda: sampler.sample(1_000_000, threads=threads, progress=True))
+    draw = lambda **options: sampler.sample(1_000_000, threads=threads, **options)
+    result[f"sample, {threads}"] = best(latency, draw)
+    result[f"bar, {threads}"] = best(latency, lambda: draw(progress=True))
     result[f"stream, {threads}"] = best(latency, lambda: list(sampler.stream(1_000_000, 4096)))
 result["after an interrupt"] = bool(torch.equal(sampler.sample(50, threads=2), sampler.sample(50, threads=1)))
 
@@ -67,9 +68,9 @@ result["wide, one sample"] = best(latency, lambda: program.run(out.ctypes.data, 
 tiny = _cpu.Program(random_plan(0, 1, (2,), n_rows=1 << 20).to_bytes())
 result["a million rows"] = best(latency, lambda: tiny.run(out.ctypes.data, 64, 0, 0, 1))
 
-# Three tiles for two threads: the calling thread is held up for half a tile, so it ends second and waits for the
-# third tile; the signal comes when it has slept for a while. A neighbour that keeps the other thread from its work
-# for longer than that turns the order round, and nobody waits: hence three tries.
+# Three tiles for two threads: the calling thread is held up for half a tile, so it ends second and waits for
+# the third tile; the signal comes when it has slept for a while. A neighbour that keeps the other thread from
+# its work for longer than that turns the order round, and nobody waits: hence three tries.
 def chain(n, rows, **options):
     program = _cpu.Program(random_plan(0, 4, (512, 512, 512), n_rows=rows, activation="relu").to_bytes())
     begin = time.perf_counter()
