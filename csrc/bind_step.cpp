@@ -67,11 +67,11 @@ void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, const py
 
 constexpr int64_t kSmall = 1 << 16;  // elements that are never worth a second thread
 
-// The tensors of a call in the order in which they are asked for.
-struct StepTensors {
+// The tensors of a call, in the order in which they are asked for.
+struct UsualCall {
     PlainTensor x{}, read[4]{}, history[3]{}, prediction{}, out{};
     int n_read = 0, n_history = 0;
-    bool predicts = false;
+    bool pushes = false, predicts = false;
 
     // A tensor that is read, as its address; null for None. False: unusual.
     bool reads(PyObject* object, const void*& at) {
@@ -96,17 +96,18 @@ struct StepTensors {
         return true;
     }
 
-    // out may be the very memory of what is read; the history and the prediction are theirs alone.
+    // out may be the very memory of what is read; a history that is written and the prediction are theirs
+    // alone.
     bool apart() const {
         const auto same_or_apart = [this](const PlainTensor& t) {
             return t.data == out.data || !t.overlaps(out);
         };
         if (!same_or_apart(x) || !std::all_of(read, read + n_read, same_or_apart)) return false;
         for (int i = 0; i < n_history; ++i) {
-            const PlainTensor& h = history[i];
-            const auto overlaps = [&h](const PlainTensor& t) { return h.overlaps(t); };
-            if (overlaps(x) || overlaps(out) || std::any_of(read, read + n_read, overlaps) ||
-                std::any_of(history, history + i, overlaps))
+            const auto overlaps = [this, i](const PlainTensor& t) { return history[i].overlaps(t); };
+            if (overlaps(out)) return false;
+            if (pushes && (overlaps(x) || std::any_of(read, read + n_read, overlaps) ||
+                           std::any_of(history, history + i, overlaps)))
                 return false;
         }
         const auto predicted = [this](const PlainTensor& t) { return prediction.overlaps(t); };
@@ -128,7 +129,8 @@ bool small_integer(PyObject* object, uint64_t most, uint64_t& value) {
 
 // small_step(row, terms, x, model_output, uncond_output, guidance_scale, history, log_variance, noise,
 // prediction, out, seed, step, start), as ops.reverse_step means them: the result; or None, and nothing done,
-// where one of them is not in its usual form, valid or not.
+// where one of them is not in its usual form, valid or not. With prediction=True that is a new tensor, and
+// the result both.
 PyObject* small_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
     enum {
         kRow,
@@ -157,7 +159,7 @@ PyObject* small_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
     a.terms = uint32_t(PyLong_AsUnsignedLongLongMask(given[kTerms]));
     if (a.row.rescale != 0.0f || a.row.quantile != 0.0f) Py_RETURN_NONE;
 
-    StepTensors t;
+    UsualCall t;
     if (!plain_tensor(given[kX], t.x) || t.x.numel == 0 || t.x.numel >= kSmall) Py_RETURN_NONE;
     if (!t.reads(given[kF], a.model_output) || !t.reads(given[kU], a.uncond_output) ||
         !t.reads(given[kVariance], a.log_variance) || !t.reads(given[kNoise], a.noise) ||
@@ -183,16 +185,17 @@ PyObject* small_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
     if (!small_integer(given[kStep], (1u << 28) - 1, step) ||
         !small_integer(given[kStart], kMaxSamples - n, a.start))
         Py_RETURN_NONE;
+    t.pushes = a.row.flags & kPush;
     t.predicts = given[kPrediction] != Py_None;
-    if (t.predicts && (!plain_tensor(given[kPrediction], t.prediction) || !t.prediction.like(t.x)))
+    const auto new_or = [&](PyObject* object, PyObject* absent) {
+        return py::reinterpret_steal<py::object>(object == absent ? empty_like(given[kX])
+                                                                  : Py_NewRef(object));
+    };
+    const py::object prediction = new_or(given[kPrediction], Py_True), out = new_or(given[kOut], Py_None);
+    if (!prediction || !out) return nullptr;
+    if (t.predicts && (!plain_tensor(prediction.ptr(), t.prediction) || !t.prediction.like(t.x)))
         Py_RETURN_NONE;
-
-    PyObject* out = given[kOut] == Py_None ? empty_like(given[kX]) : Py_NewRef(given[kOut]);
-    if (!out) return nullptr;
-    if (!plain_tensor(out, t.out) || !t.out.like(t.x) || !t.apart()) {
-        Py_DECREF(out);
-        Py_RETURN_NONE;
-    }
+    if (!plain_tensor(out.ptr(), t.out) || !t.out.like(t.x) || !t.apart()) Py_RETURN_NONE;
     a.dtype = t.x.dtype;
     a.x = t.x.data;
     a.out = t.out.data;
@@ -205,10 +208,10 @@ PyObject* small_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
         const py::gil_scoped_release release;
         run_step(kernels(), a, 1);
     } catch (const std::bad_alloc&) {
-        Py_DECREF(out);
         return PyErr_NoMemory();
     }
-    return out;
+    return given[kPrediction] == Py_True ? PyTuple_Pack(2, out.ptr(), prediction.ptr())
+                                         : Py_NewRef(out.ptr());
 }
 
 PyMethodDef kMethods[] = {

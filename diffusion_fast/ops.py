@@ -58,9 +58,10 @@ def reverse_step(
     doubled: says that model_output is one batch (2n, *shape) of both halves, and which comes first; it then
     takes the place of uncond_output. "uncond_first" is what the pipelines of diffusers chunk.
     row.rescale, row.quantile: guidance rescale and dynamic thresholding, their statistics over each sample.
-    history: up to three tensors h1, h2, h3 like x, shifted in place when the row pushes.
+    history: up to three tensors h1, h2, h3 like x, shifted in place when the row pushes, each in memory of
+    its own then.
     log_variance: like x; the noise is scaled by exp(log_variance / 2) in place of s.
-    prediction: like x, contiguous; m is written there.
+    prediction: like x, contiguous, in memory of its own; m is written there.
     out: like x, contiguous; out=x updates in place. A new tensor when None.
 
     Returns out. Raises TypeError or ValueError, naming the argument, before anything is written.
@@ -274,7 +275,7 @@ def _history(
         raise _checks.bad_value("history", f"{len(history)} tensors", f"{needed} to 3 tensors like x")
     addresses = [0, 0, 0]
     for i, tensor in enumerate(history):
-        others = (*inputs, *history[:i])
+        others = (*inputs, *history[:i]) if row.push else ()  # else it is read alone, wherever it lies
         addresses[i] = _tensors.output(
             f"history[{i}]", tensor, dtype, shape, others, in_place=False
         ).data_ptr()

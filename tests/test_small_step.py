@@ -69,6 +69,7 @@ def calls(dtype: torch.dtype, shape: tuple[int, ...]) -> Iterator[tuple[StepRow,
     yield FULL_ROW, drawn | {"history": [h1, h2, h3], "uncond_output": u, "guidance_scale": 2.5}
     yield FULL_ROW, drawn | {"history": (h1, h2, h3), "log_variance": v, "prediction": m, "out": out}
     yield FULL_ROW, {"x": x, "model_output": F, "noise": z, "history": (h1, h2, h3), "log_variance": v}
+    yield FULL_ROW, drawn | {"history": (x, h1, h1)}  # which is read alone
     yield PUSH_ROW, drawn | {"history": (h1, h2, h3)}
 
 

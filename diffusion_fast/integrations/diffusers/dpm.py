@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from diffusion_fast import _checks, _tensors
+from diffusion_fast import _checks
 from diffusion_fast.integrations.diffusers import fused
 from diffusion_fast.integrations.diffusers.multistep import MultistepStep
 from diffusion_fast.solvers.chain import M, Terms, X, Z
@@ -89,7 +89,7 @@ class FastDPMSolverMultistepScheduler(MultistepStep, DPMSolverMultistepScheduler
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
         """As DPMSolverMultistepScheduler.step."""
         self._require_timesteps()
         i = self._index(timestep)
@@ -108,13 +108,12 @@ class FastDPMSolverMultistepScheduler(MultistepStep, DPMSolverMultistepScheduler
             m = fused.apply(self._threshold_row(i), x, F)
             prev_sample = fused.apply(row, x, m, noise=noise, history=past)
         else:
-            m = _tensors.empty_like(x)
-            prev_sample = fused.apply(row, x, F, noise=noise, history=past, prediction=m)
+            prev_sample, m = fused.apply_and_predict(row, x, F, noise=noise, history=past)
         if self._of_x0 and self.config.prediction_type == "sample":
             prev_sample = prev_sample.to(output.dtype)
         self._keep(m)
         self._step_index = i + 1
-        return SchedulerOutput(prev_sample) if return_dict else (prev_sample,)
+        return fused.result(SchedulerOutput, return_dict, prev_sample)
 
 
 def _plus_plus(steps: Steps, i: int, order: int, noisy: bool, solver_type: str) -> Terms:

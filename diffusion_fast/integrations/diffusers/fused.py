@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_fast import _checks, _tensors, ops
+from diffusion_fast import _checks, _cpu, _tensors, ops
 from diffusion_fast.solvers.chain import Terms
 from diffusion_fast.solvers.levels import Affine, Level, predict
 from diffusion_fast.solvers.table import StepRow
@@ -25,6 +27,7 @@ except ImportError as error:
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 UNLIMITED = (1.0, math.inf, 0.0)  # what becomes of a predicted x0: a factor, then a row's clip and quantile
+Output = TypeVar("Output", bound="OrderedDict[str, Tensor]")  # a BaseOutput of diffusers
 _SMALLEST_RATIO = float(np.finfo(np.float32).tiny)  # a row's quantile of 0 means none
 
 
@@ -39,8 +42,10 @@ class FusedStep:
     _LEVELS: str
     _PREDICTION_TYPES: tuple[str, ...]
     _made_from: tuple[Any, Any, Any] = (None, None, None)
+    _made_of: tuple[Any, ...] = ()
     _rows: dict[Any, StepRow | None] = {}
     _is_made = False
+    _x0_is_output = False  # the prediction is the network's output as it is
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...  # what the original has
@@ -76,19 +81,42 @@ class FusedStep:
         self._rows[key] = row
         return row
 
-    def _refresh(self) -> None:
-        """Forgets the rows where the run is made from something else than they were."""
+    def _refresh(self) -> bool:
+        """Forgets the rows where the run is made from something else than they were; whether it did."""
         timesteps, levels, config = self._made_from
         now = vars(self)
-        if (
-            timesteps is not now["timesteps"]
-            or levels is not now[self._LEVELS]
-            or config is not now["_internal_dict"]
-        ):
-            with np.errstate(all="ignore"):
-                self._prepare()
-            self._rows = {}
-            self._made_from = now["timesteps"], now[self._LEVELS], now["_internal_dict"]
+        if timesteps is now["timesteps"] and levels is now[self._LEVELS] and config is now["_internal_dict"]:
+            return False
+        self._made_from = now["timesteps"], now[self._LEVELS], now["_internal_dict"]
+        run = self._contents()
+        if run == self._made_of:  # another run like the last: set_timesteps at each call of a pipeline
+            return False
+        with np.errstate(all="ignore"):
+            self._prepare()
+        self._rows, self._made_of = {}, run
+        return True
+
+    def _contents(self) -> tuple[Any, ...]:
+        """What `_prepare` and `_make` read, by value."""
+        now = vars(self)
+        tensors = (now["timesteps"], now[self._LEVELS])
+        read = tuple((t.dtype, t.cpu().numpy().tobytes()) for t in tensors)
+        attributes = (
+            "_internal_dict",
+            "num_inference_steps",
+            "custom_timesteps",
+            "variance_type",
+            "predict_x0",
+        )
+        return (*read, *map(now.get, attributes))
+
+    def _next_and_x0(
+        self, row: StepRow, x: Tensor, F: Tensor, output: Tensor, **more: Any
+    ) -> tuple[Tensor, Tensor]:
+        """prev_sample and pred_original_sample."""
+        if self._x0_is_output:
+            return apply(row, x, F, **more), output
+        return apply_and_predict(row, x, F, **more)
 
     def _limits(self, clip: float | None = None) -> tuple[float, float, float]:
         """What thresholding, else a clamp at clip, make of a predicted x0; the form of UNLIMITED."""
@@ -128,8 +156,7 @@ def prepared(original: Any) -> Callable[..., None]:
     @functools.wraps(set_timesteps)
     def prepared_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         set_timesteps(self, *args, **kwargs)
-        if self._is_made:  # one constructor sets its timesteps too
-            self._refresh()
+        if self._is_made and self._refresh():  # one constructor sets its timesteps too
             for key in self._usual_keys():
                 self._row(key)
 
@@ -179,25 +206,41 @@ def drawn(generator: Any, like: Tensor, dtype: torch.dtype | None = None) -> Ten
     return randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype or like.dtype)
 
 
-def apply(
+def apply(row: StepRow, x: Tensor, F: Tensor | None, **more: Any) -> Tensor:
+    """One call of the kernel; more as in `_call`."""
+    out: Tensor = _call(row, x, F, None, **more)
+    return out
+
+
+def apply_and_predict(row: StepRow, x: Tensor, F: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
+    """The same, and m of the row in a new tensor."""
+    both: tuple[Tensor, Tensor] = _call(row, x, F, True, **more)
+    return both
+
+
+def _call(
     row: StepRow,
     x: Tensor,
     F: Tensor | None,
-    *,
+    predicts: Literal[True] | None,
     noise: Tensor | None = None,
     history: Sequence[Tensor] = (),
     log_variance: Tensor | None = None,
-    prediction: Tensor | None = None,
-) -> Tensor:
-    """One call of the kernel; noise that is needed and not given comes from a new seed."""
-    out, seed = _tensors.empty_like(x), 0
-    x, F = x.contiguous(), None if F is None else F.contiguous()
-    past = [_like("history", h, x) for h in history]
+) -> Any:
+    """Noise that is needed and not given comes from a new seed."""
+    seed: int | None = None
     if row.s == 0:
         noise = None
     elif noise is None:
         seed = _checks.seed("seed", torch.default_generator)
-    else:
+    usual = (x, F, None, None, history, log_variance, noise, predicts, None, seed, 0, 0)
+    small = _cpu.small_step(row.packed, row.terms, *usual)
+    if small is not None:
+        return small
+    out, prediction = _tensors.empty_like(x), _tensors.empty_like(x) if predicts else None
+    x, F = x.contiguous(), None if F is None else F.contiguous()
+    past = [_like("history", h, x) for h in history]
+    if noise is not None:
         noise = _like("noise", noise.to(x.dtype) if isinstance(noise, Tensor) else noise, x)
     if log_variance is not None:
         log_variance = _like("log_variance", log_variance, x)
@@ -211,9 +254,26 @@ def apply(
             variance=log_variance,
             z=noise,
             prediction=prediction,
-            seed=seed,
+            seed=seed or 0,
         )
-    return out
+    return (out, prediction) if predicts else out
+
+
+def result(kind: type[Output], return_dict: bool, *values: Tensor) -> Output | tuple[Tensor, ...]:
+    """kind(*values), or the values. Made as its constructor makes it, a field also being an item, in a
+    quarter of the time."""
+    if not return_dict:
+        return values
+    made = kind.__new__(kind)
+    for name, value in zip(_field_names(kind), values, strict=True):
+        OrderedDict.__setitem__(made, name, value)
+        vars(made)[name] = value
+    return made
+
+
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def _like(name: str, tensor: Any, x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class _SigmaStep(fused.IndexedStep):
         sigma = self.sigmas.double().cpu().numpy()
         signal = 1 / np.hypot(1, sigma)
         self._kind = self.config.prediction_type.removeprefix("original_")
+        self._x0_is_output = self._kind == "sample"
         x0, _ = fused.predictions(self._kind, signal, sigma * signal)
         self._x0 = list(zip((x0.x * signal).tolist(), x0.F.tolist(), strict=True))
         self._levels = [Level(0.0, 1.0, s) for s in sigma.tolist()]
@@ -43,13 +44,6 @@ class _SigmaStep(fused.IndexedStep):
             raise _checks.bad_value("timestep", timestep, accepted)
         if not self.is_scale_input_called:
             logger.warning("step: scale_model_input was not called before, which gives the network its input")
-
-    def _prediction(self, model_output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """pred_original_sample and where the kernel writes it: the output itself, where that is x0."""
-        if self._kind == "sample":
-            return model_output, None
-        new = _tensors.empty_like(x)
-        return new, new
 
 
 class FastEulerDiscreteScheduler(_SigmaStep, EulerDiscreteScheduler):
@@ -81,7 +75,7 @@ class FastEulerDiscreteScheduler(_SigmaStep, EulerDiscreteScheduler):
         s_noise: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> EulerDiscreteSchedulerOutput | tuple[Tensor, Tensor]:
+    ) -> EulerDiscreteSchedulerOutput | tuple[Tensor, ...]:
         """As EulerDiscreteScheduler.step."""
         self._check_call(timestep)
         i, gamma = self._index(timestep), 0.0
@@ -97,10 +91,11 @@ class FastEulerDiscreteScheduler(_SigmaStep, EulerDiscreteScheduler):
             rise = self._levels[i].noise * math.sqrt(gamma * (gamma + 2))
             stir = StepRow.of(0.0, evaluates=False, coefficients={"a": 1.0, "s": rise * s_noise})
             x = fused.apply(stir, x, None, noise=fused.drawn(generator, model_output))
-        x0, written = self._prediction(model_output, x)
-        prev_sample = fused.apply(row, x, F, prediction=written).to(model_output.dtype)
+        prev_sample, x0 = self._next_and_x0(row, x, F, model_output)
+        if prev_sample.dtype is not model_output.dtype:
+            prev_sample = prev_sample.to(model_output.dtype)
         self._step_index = i + 1
-        return EulerDiscreteSchedulerOutput(prev_sample, x0) if return_dict else (prev_sample, x0)
+        return fused.result(EulerDiscreteSchedulerOutput, return_dict, prev_sample, x0)
 
 
 class FastEulerAncestralDiscreteScheduler(_SigmaStep, EulerAncestralDiscreteScheduler):
@@ -125,7 +120,7 @@ class FastEulerAncestralDiscreteScheduler(_SigmaStep, EulerAncestralDiscreteSche
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> EulerAncestralDiscreteSchedulerOutput | tuple[Tensor, Tensor]:
+    ) -> EulerAncestralDiscreteSchedulerOutput | tuple[Tensor, ...]:
         """As EulerAncestralDiscreteScheduler.step."""
         self._check_call(timestep)
         i = self._index(timestep)
@@ -135,11 +130,12 @@ class FastEulerAncestralDiscreteScheduler(_SigmaStep, EulerAncestralDiscreteSche
             options = (generator, return_dict)
             return EulerAncestralDiscreteScheduler.step(self, model_output, timestep, sample, *options)
         F, x = pair
-        x0, written = self._prediction(model_output, x)
         noise = fused.drawn(generator, model_output)
-        prev_sample = fused.apply(row, x, F, noise=noise, prediction=written).to(model_output.dtype)
+        prev_sample, x0 = self._next_and_x0(row, x, F, model_output, noise=noise)
+        if prev_sample.dtype is not model_output.dtype:
+            prev_sample = prev_sample.to(model_output.dtype)
         self._step_index = i + 1
-        return EulerAncestralDiscreteSchedulerOutput(prev_sample, x0) if return_dict else (prev_sample, x0)
+        return fused.result(EulerAncestralDiscreteSchedulerOutput, return_dict, prev_sample, x0)
 
 
 class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
@@ -156,8 +152,7 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
         super()._prepare()
         clip = self.config.clip_sample
         self._bounds = self._limits(self.config.clip_sample_range if clip else None)
-        if clip:
-            self._kind = "clamped " + self._kind
+        self._x0_is_output = self._x0_is_output and not clip
 
     def _usual_keys(self) -> Iterable[tuple[int, bool]]:
         return ((i, i % 2 == 1) for i in range(len(self._levels) - 1))
@@ -174,7 +169,7 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
 
     def step(
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True
-    ) -> HeunDiscreteSchedulerOutput | tuple[Tensor, Tensor]:
+    ) -> HeunDiscreteSchedulerOutput | tuple[Tensor, ...]:
         """As HeunDiscreteScheduler.step."""
         i, second = self._index(timestep), not self.state_in_first_order
         row = self._row((i, second))
@@ -184,13 +179,13 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
                 self.prev_derivative = (self.sample - self._first) / self.sigmas[i - 1]
             return HeunDiscreteScheduler.step(self, model_output, timestep, sample, return_dict)
         F, x = pair
-        x0, written = self._prediction(model_output, x)
         if second:
-            prev_sample = fused.apply(row, x, F, history=(self._first, self.sample), prediction=written)
+            past = (self._first, self.sample)
+            prev_sample, x0 = self._next_and_x0(row, x, F, model_output, history=past)
             self._first = self.sample = self.dt = None
         else:
             self._first = _tensors.empty_like(x)
-            prev_sample = fused.apply(row, x, F, history=(self._first,), prediction=written)
+            prev_sample, x0 = self._next_and_x0(row, x, F, model_output, history=(self._first,))
             self.sample, self.dt = x, self._levels[i + 1].noise - self._levels[i].noise
         self._step_index = i + 1
-        return HeunDiscreteSchedulerOutput(prev_sample, x0) if return_dict else (prev_sample, x0)
+        return fused.result(HeunDiscreteSchedulerOutput, return_dict, prev_sample, x0)

@@ -11,7 +11,6 @@ from diffusers import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from diffusion_fast import _tensors
 from diffusion_fast.integrations.diffusers import fused
 from diffusion_fast.integrations.diffusers.multistep import MultistepStep
 from diffusion_fast.solvers.chain import H1, H2, H3, M, Terms, X
@@ -77,7 +76,7 @@ class FastUniPCMultistepScheduler(MultistepStep, UniPCMultistepScheduler):
 
     def step(
         self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
         """As UniPCMultistepScheduler.step."""
         self._require_timesteps()
         i = self._index(timestep)
@@ -98,10 +97,9 @@ class FastUniPCMultistepScheduler(MultistepStep, UniPCMultistepScheduler):
             x = fused.apply(rows[1], self.last_sample, m, history=self._past(self.this_order, x))
             prev_sample = fused.apply(rows[2], x, m, history=self._past(order - 1, x))
         else:
-            m = _tensors.empty_like(x)
-            prev_sample = fused.apply(rows[0], x, F, history=self._past(order - 1, x), prediction=m)
+            prev_sample, m = fused.apply_and_predict(rows[0], x, F, history=self._past(order - 1, x))
         self._keep(m)
         self.timestep_list = [*self.timestep_list[1:], timestep]
         self.this_order, self.last_sample, self._step_index = order, x, i + 1
         prev_sample = prev_sample.to(sample.dtype)
-        return SchedulerOutput(prev_sample) if return_dict else (prev_sample,)
+        return fused.result(SchedulerOutput, return_dict, prev_sample)

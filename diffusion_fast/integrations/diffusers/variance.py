@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from torch import Tensor
 
-from diffusion_fast import _checks, _tensors
+from diffusion_fast import _checks
 from diffusion_fast.integrations.diffusers import fused
 from diffusion_fast.solvers.chain import M, X, Z
 from diffusion_fast.solvers.ddim import split_noise
@@ -42,17 +42,10 @@ class _VarianceStep(fused.FusedStep):
         self._x0, self._epsilon = fused.predictions(kind, self._q.sqrt_abar, np.sqrt(self._q.var))
         clip = config.clip_sample and not config.thresholding
         self._bounds = self._limits(config.clip_sample_range if clip else None)
-        self._is_x0 = kind == "sample" and not clip and not config.thresholding
+        self._x0_is_output = kind == "sample" and not clip and not config.thresholding
 
     def _level(self, i: int) -> Levels:
         return Levels(*(column[i] for column in vars(self._q).values()))
-
-    def _prediction(self, model_output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """pred_original_sample and where the kernel writes it: the output itself, where that is x0."""
-        if self._is_x0:
-            return model_output, None
-        new = _tensors.empty_like(x)
-        return new, new
 
 
 class FastDDPMScheduler(_VarianceStep, DDPMScheduler):
@@ -111,7 +104,7 @@ class FastDDPMScheduler(_VarianceStep, DDPMScheduler):
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
+    ) -> DDPMSchedulerOutput | tuple[Tensor, ...]:
         """As DDPMScheduler.step."""
         key = operator.index(timestep)
         row = self._row(key)
@@ -122,16 +115,15 @@ class FastDDPMScheduler(_VarianceStep, DDPMScheduler):
         if row is None or pair is None:
             return DDPMScheduler.step(self, model_output, timestep, sample, generator, return_dict)
         F, x = pair
-        x0, written = self._prediction(output, x)
-        prev_sample = fused.apply(
+        prev_sample, x0 = self._next_and_x0(
             row,
             x,
             F,
+            output,
             noise=fused.drawn(generator, output) if row.s != 0 else None,
             log_variance=None if predicted is None or row.s == 0 else self._log_variance(key, predicted),
-            prediction=written,
         )
-        return DDPMSchedulerOutput(prev_sample, x0) if return_dict else (prev_sample, x0)
+        return fused.result(DDPMSchedulerOutput, return_dict, prev_sample, x0)
 
     def _split(self, model_output: Tensor, sample: Tensor, needed: bool) -> tuple[Tensor, Tensor | None]:
         """The output and the predicted variance, which are halves of the channels."""
@@ -187,7 +179,7 @@ class FastDDIMScheduler(_VarianceStep, DDIMScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+    ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:
         """As DDIMScheduler.step."""
         if self.num_inference_steps is None:
             raise ValueError("num_inference_steps: got None; accepted: call set_timesteps before step")
@@ -211,6 +203,5 @@ class FastDDIMScheduler(_VarianceStep, DDIMScheduler):
             if variance_noise is not None and generator is not None:
                 raise ValueError("variance_noise: got it and generator together; accepted: one of them")
             noise = variance_noise if variance_noise is not None else fused.drawn(generator, model_output)
-        x0, written = self._prediction(model_output, x)
-        prev_sample = fused.apply(row, x, F, noise=noise, prediction=written)
-        return DDIMSchedulerOutput(prev_sample, x0) if return_dict else (prev_sample, x0)
+        prev_sample, x0 = self._next_and_x0(row, x, F, model_output, noise=noise)
+        return fused.result(DDIMSchedulerOutput, return_dict, prev_sample, x0)
