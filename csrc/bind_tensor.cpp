@@ -1,13 +1,11 @@
 // diffusion_fast._cpu: what is asked of torch's tensors at each call, and the memory of new ones.
 #include "bind_tensor.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include "blocks.h"
 
 namespace py = pybind11;
 
@@ -83,17 +81,6 @@ bool all_finite(uintptr_t address, int64_t count) {
     return finite;
 }
 
-// Memory that was never touched is then mapped 2 MB at a time: faults of 4 KB take longer than a step does.
-void prefer_huge_pages(uintptr_t address, int64_t bytes) {
-#ifdef __linux__
-    constexpr uintptr_t kPage = 4096;
-    const uintptr_t begin = (address + kPage - 1) / kPage * kPage;
-    const uintptr_t end = (address + uintptr_t(bytes)) / kPage * kPage;
-    if (end > begin)
-        madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: it may fail
-#endif
-}
-
 }  // namespace
 
 bool PlainTensor::like(const PlainTensor& other) const {
@@ -136,7 +123,12 @@ void bind_tensor(py::module_& m) {
     m.def("use_torch", &use_torch);
     m.def("fingerprint", &fingerprint);
     m.def("all_finite", &all_finite);
-    m.def("prefer_huge_pages", &prefer_huge_pages);
+    py::class_<Block>(m, "Block", py::buffer_protocol(), "Uninitialised memory, kept for the next of its size.")
+        .def(py::init<size_t>())
+        .def_buffer([](Block& b) {
+            return py::buffer_info(static_cast<uint8_t*>(b.data()), py::ssize_t(b.bytes()));
+        });
+    m.def("kept_bytes", &kept_bytes);
 }
 
 }  // namespace df

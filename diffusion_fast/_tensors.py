@@ -79,11 +79,11 @@ def _writable(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """A contiguous, uninitialised tensor of x's shape and dtype, in huge pages where it is large."""
-    new = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if new.nbytes >= _LARGE:
-        _cpu.prefer_huge_pages(new.data_ptr(), new.nbytes)
-    return new
+    """A contiguous, uninitialised tensor of x's shape and dtype; a large one in memory that goes round."""
+    if x.nbytes < _LARGE:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    memory = torch.frombuffer(_cpu.Block(x.nbytes), dtype=torch.uint8)
+    return torch.empty(0, dtype=x.dtype).set_(memory.untyped_storage(), 0, x.shape)
 
 
 def allocate(shape: Sequence[int]) -> Tensor:
