@@ -74,6 +74,12 @@ py::object fingerprint(const py::list& tensors) {
     return py::int_(hash);
 }
 
+// Whether both are plain tensors of one dtype and shape; false where that is not known.
+bool alike(const py::object& a, const py::object& b) {
+    PlainTensor first, second;
+    return plain_tensor(a.ptr(), first) && plain_tensor(b.ptr(), second) && first.like(second);
+}
+
 bool all_finite(uintptr_t address, int64_t count) {
     const auto* x = reinterpret_cast<const float*>(address);
     bool finite = true;  // no early exit: the loop is then a vector one
@@ -122,8 +128,10 @@ PyObject* empty_like(PyObject* x) { return PyObject_CallOneArg(torch_.empty_like
 void bind_tensor(py::module_& m) {
     m.def("use_torch", &use_torch);
     m.def("fingerprint", &fingerprint);
+    m.def("alike", &alike);
     m.def("all_finite", &all_finite);
-    py::class_<Block>(m, "Block", py::buffer_protocol(), "Uninitialised memory, kept for the next of its size.")
+    py::class_<Block>(m, "Block", py::buffer_protocol(),
+                      "Uninitialised memory, kept for the next of its size.")
         .def(py::init<size_t>())
         .def_buffer([](Block& b) {
             return py::buffer_info(static_cast<uint8_t*>(b.data()), py::ssize_t(b.bytes()));

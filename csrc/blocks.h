@@ -1,6 +1,6 @@
-// Memory of large results, kept for the next ones. A new result of 134 MB costs up to three times the step that
-// fills it, in page faults; a loop gives back each result as it makes the next, so the same few blocks go round.
-// What is kept is marked as free (MADV_FREE): the system takes it when it needs memory.
+// Memory of large results, kept for the next ones. A new result of 134 MB costs up to three times the step
+// that fills it, in page faults; a loop gives back each result as it makes the next, so the same few blocks
+// go round. What is kept is marked as free (MADV_FREE): the system takes it when it needs memory.
 #pragma once
 #include <cstddef>
 #include <cstdint>

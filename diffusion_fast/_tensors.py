@@ -83,7 +83,8 @@ def empty_like(x: Tensor) -> Tensor:
     if x.nbytes < _LARGE:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     memory = torch.frombuffer(_cpu.Block(x.nbytes), dtype=torch.uint8)
-    return torch.empty(0, dtype=x.dtype).set_(memory.untyped_storage(), 0, x.shape)
+    new = torch.empty(0, dtype=x.dtype)
+    return new.set_(memory.untyped_storage(), 0, x.shape, torch.empty(x.shape, device="meta").stride())
 
 
 def allocate(shape: Sequence[int]) -> Tensor:

@@ -66,43 +66,58 @@ struct PerSample {
     }
 };
 
-// W elements of the update; z is looked at where s is not 0.
-template <class E>
-DF_INLINE void update_vector(const StepRow& r, uint32_t terms, const StepTensors<E>& t, int i, vf z,
-                             const PerSample& p) {
-    const vf zero = splat(0.0f), x = E::get(t.x + i);
-    vf F = t.F ? E::get(t.F + i) : zero;
-    if (t.uncond) {
-        const vf u = E::get(t.uncond + i);
-        F = fma(load(p.scale + i), F - u, u);
-        if (p.factor) F = load(p.factor + i) * F;
-    }
-    vf m = zero, next = terms & kTermA ? splat(r.a) * x : zero;
+template <int N, class Op>
+DF_INLINE void times(Op op) {
+#pragma GCC unroll 4
+    for (int k = 0; k < N; ++k) op(k);
+}
+
+// N vectors of the update, for which each question about the row is asked once; z is looked at where s is not
+// 0.
+template <class E, int N>
+DF_INLINE void update_vectors(const StepRow& r, uint32_t terms, const StepTensors<E>& t, int i, const vf* z,
+                              const PerSample& p) {
+    const vf zero = splat(0.0f);
+    vf x[N], F[N], m[N], next[N];
+    times<N>([&](int k) { x[k] = E::get(t.x + i + k * W); });
+    times<N>([&](int k) { F[k] = t.F ? E::get(t.F + i + k * W) : zero; });
+    if (t.uncond)
+        times<N>([&](int k) {
+            const vf u = E::get(t.uncond + i + k * W);
+            F[k] = fma(load(p.scale + i + k * W), F[k] - u, u);
+            if (p.factor) F[k] = load(p.factor + i + k * W) * F[k];
+        });
+    times<N>([&](int k) { m[k] = zero, next[k] = terms & kTermA ? splat(r.a) * x[k] : zero; });
     if (terms & (kTermB | kTermPush) || t.prediction) {
-        if (terms & kTermPx) m = splat(r.p_x) * x;
-        if (terms & kTermPF) m = fma(splat(r.p_F), F, m);
+        if (terms & kTermPx) times<N>([&](int k) { m[k] = splat(r.p_x) * x[k]; });
+        if (terms & kTermPF) times<N>([&](int k) { m[k] = fma(splat(r.p_F), F[k], m[k]); });
         if (p.threshold)
-            m = thresholded(m, load(p.threshold + i));
+            times<N>([&](int k) { m[k] = thresholded(m[k], load(p.threshold + i + k * W)); });
         else if (terms & kTermClip)
-            m = max_keep_nan(splat(-r.clip), min_keep_nan(splat(r.clip), m));
-        if (terms & kTermB) next = fma(splat(r.b), m, next);
+            times<N>([&](int k) { m[k] = max_keep_nan(splat(-r.clip), min_keep_nan(splat(r.clip), m[k])); });
+        if (terms & kTermB) times<N>([&](int k) { next[k] = fma(splat(r.b), m[k], next[k]); });
     }
-    if (terms & kTermE) next = fma(splat(r.e), F, next);
-    const vf h1 = t.h[0] ? E::get(t.h[0] + i) : zero, h2 = t.h[1] ? E::get(t.h[1] + i) : zero;
-    if (terms & kTermC1) next = fma(splat(r.c1), h1, next);
-    if (terms & kTermC2) next = fma(splat(r.c2), h2, next);
-    if (terms & kTermC3) next = fma(splat(r.c3), E::get(t.h[2] + i), next);
-    if (r.s != 0.0f) {
-        const vf s = t.log_variance ? exp(splat(0.5f) * E::get(t.log_variance + i)) : splat(r.s);
-        next = fma(s, z, next);
-    }
-    if (r.flags & kPush) {
-        if (t.h[2]) E::put(t.h[2] + i, h2);
-        if (t.h[1]) E::put(t.h[1] + i, h1);
-        if (t.h[0]) E::put(t.h[0] + i, m);
-    }
-    if (t.prediction) E::put(t.prediction + i, m);
-    E::put(t.out + i, next);
+    if (terms & kTermE) times<N>([&](int k) { next[k] = fma(splat(r.e), F[k], next[k]); });
+    const uint32_t reads[] = {kTermC1, kTermC2, kTermC3};
+    const float weights[] = {r.c1, r.c2, r.c3};
+#pragma GCC unroll 3
+    for (int j = 0; j < 3; ++j)
+        if (terms & reads[j])
+            times<N>([&](int k) { next[k] = fma(splat(weights[j]), E::get(t.h[j] + i + k * W), next[k]); });
+    if (r.s != 0.0f)
+        times<N>([&](int k) {
+            const vf s = t.log_variance ? exp(splat(0.5f) * E::get(t.log_variance + i + k * W)) : splat(r.s);
+            next[k] = fma(s, z[k], next[k]);
+        });
+    if (r.flags & kPush)  // the last first: each takes what was in the one before
+        times<N>([&](int k) {
+            const int at = i + k * W;
+            if (t.h[2]) E::put(t.h[2] + at, t.h[1] ? E::get(t.h[1] + at) : zero);
+            if (t.h[1]) E::put(t.h[1] + at, t.h[0] ? E::get(t.h[0] + at) : zero);
+            if (t.h[0]) E::put(t.h[0] + at, m[k]);
+        });
+    if (t.prediction) times<N>([&](int k) { E::put(t.prediction + i + k * W, m[k]); });
+    times<N>([&](int k) { E::put(t.out + i + k * W, next[k]); });
 }
 
 // The last elements of a block go through a padded copy, so that both cases run the same code.
@@ -124,7 +139,7 @@ static void update_tail(const StepRow& r, uint32_t terms, const StepTensors<E>& 
     p.uncond = in(t.uncond, 3);
     p.log_variance = in(t.log_variance, 4);
     for (int k = 0; k < 3; ++k) p.h[k] = in(t.h[k], 5 + k);
-    update_vector<E>(r, terms, p, 0, z, per_sample.at(at));
+    update_vectors<E, 1>(r, terms, p, 0, &z, per_sample.at(at));
     memcpy(t.out + at, pad[0], size_t(left) * sizeof(T));
     if (t.prediction) memcpy(t.prediction + at, pad[8], size_t(left) * sizeof(T));
     if (r.flags & kPush)
@@ -165,12 +180,15 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
         if (a.threshold) spread_per_sample(a.threshold, a.dim, from, from + count, limit);
         const auto update = [&](int i, vf z) {
             if (i + W <= count)
-                update_vector<E>(a.row, a.terms, t, i, z, per_sample);
+                update_vectors<E, 1>(a.row, a.terms, t, i, &z, per_sample);
             else if (i < count)
                 update_tail<E>(a.row, a.terms, t, i, count - i, z, per_sample);
         };
         if (a.row.s == 0.0f) {
-            for (int i = 0; i < count; i += W) update(i, splat(0.0f));
+            int i = 0;
+            for (; i + 4 * W <= count; i += 4 * W)
+                update_vectors<E, 4>(a.row, a.terms, t, i, nullptr, per_sample);
+            for (; i < count; i += W) update(i, splat(0.0f));
         } else if (a.noise) {
             const auto* given = static_cast<const typename E::T*>(a.noise) + from;
             int i = 0;

@@ -183,6 +183,8 @@ def tensors(model_output: Any, sample: Any, *, upcast: bool = False) -> tuple[Te
 
     Raises TypeError or ValueError naming the argument.
     """
+    if _cpu.alike(model_output, sample) and not (upcast and sample.dtype is not torch.float32):
+        return model_output, sample  # the usual case, looked at in C++
     for name, tensor in (("model_output", model_output), ("sample", sample)):
         if not isinstance(tensor, Tensor):
             raise _checks.bad_type(name, tensor, "a tensor")
