@@ -49,6 +49,8 @@ OPTIONS = {
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1:exitcode=66",
 }
 
+SANITIZER = "DIFFUSION_FAST_EMULATED_SANITIZER"  # set in the processes that run_sanitized starts
+
 Change = tuple[str, str, str]  # a file below csrc, a text that occurs in it once, what stands there instead
 
 
@@ -184,8 +186,10 @@ def library(
 
 def load(path: Path) -> ModuleType:
     """The module in a library; each library has its own state and settings."""
-    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(path))
-    spec = importlib.util.spec_from_file_location("_cuda", path, loader=loader)
+    # pybind11 keeps modules by name: a second one of the same name would be the first again
+    name = f"{path.parent.name}._cuda"
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
@@ -194,8 +198,11 @@ def load(path: Path) -> ModuleType:
 
 @functools.cache
 def emulated(defines: tuple[str, ...] = (), changes: tuple[Change, ...] = ()) -> ModuleType:
-    """diffusion_fast._cuda with kernels that run on the host; device memory is host memory."""
-    return load(library(None, defines, changes))
+    """diffusion_fast._cuda with kernels that run on the host; device memory is host memory.
+
+    Instrumented in the process of ``run_sanitized``, so that whole test files can run there.
+    """
+    return load(library(os.environ.get(SANITIZER), defines, changes))
 
 
 @functools.cache
@@ -265,6 +272,7 @@ def run_sanitized(sanitizer: str, script: str, *arguments: str) -> subprocess.Co
     environment = {
         **os.environ,
         **OPTIONS,
+        SANITIZER: sanitizer,
         "LD_PRELOAD": ":".join(runtimes(sanitizer)),
         "PYTHONPATH": str(ROOT / "tests"),
         "OPENBLAS_NUM_THREADS": "1",
