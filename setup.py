@@ -107,7 +107,9 @@ def find_nvcc() -> str | None:
     """nvcc's command, or None where CUDA is left out; an error where it is required and cannot be built."""
     wanted = os.environ.get("DIFFUSION_FAST_CUDA", "")
     if wanted not in ("", "0", "1"):
-        raise CompileError(f"DIFFUSION_FAST_CUDA: got {wanted!r}; accepted: 0 (leave CUDA out), 1 (require it)")
+        raise CompileError(
+            f"DIFFUSION_FAST_CUDA: got {wanted!r}; accepted: 0 (leave CUDA out), 1 (require it)"
+        )
     if wanted == "0":
         return None
     places = [os.environ.get("CUDACXX"), "nvcc", "/usr/local/cuda/bin/nvcc"]
@@ -133,7 +135,11 @@ def plain_objects(*patterns: str) -> list[Object]:
     """The sources that match, each compiled once."""
     sources = [path.relative_to(ROOT) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
     return [
-        (path, "_".join(path.with_suffix("").parts[1:]), python_flags() if path.name.startswith("bind_") else [])
+        (
+            path,
+            "_".join(path.with_suffix("").parts[1:]),
+            python_flags() if path.name.startswith("bind_") else [],
+        )
         for path in sources
     ]
 

@@ -1,5 +1,6 @@
-// diffusion_fast._cuda: a thin door. Pointers to device memory arrive as integers, already checked by the Python
-// layer, which also says on which device and stream to work; what can be checked here is checked again.
+// diffusion_fast._cuda: a thin door. Pointers to device memory arrive as integers, already checked by the
+// Python layer, which also says on which device and stream to work; what can be checked here is checked
+// again.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

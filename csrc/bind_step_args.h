@@ -55,8 +55,8 @@ inline StepArgs step_args(const pybind11::bytes& row, uint32_t terms, uint32_t d
     return a;
 }
 
-inline NoiseArgs noise_args(uintptr_t out, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
-                            uint32_t purpose, uint32_t substream) {
+inline NoiseArgs noise_args(uintptr_t out, int64_t n, int64_t dim, uint64_t start, uint64_t seed,
+                            uint32_t step, uint32_t purpose, uint32_t substream) {
     check_range(n, dim, start);
     require(out != 0 || n == 0, "out: a null pointer");
     require(step < (1u << 28) && purpose < 16 && substream < (1u << 16),

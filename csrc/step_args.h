@@ -1,5 +1,5 @@
-// What one step, or a block of the noise stream, is called with: plain structs shared by CPU and CUDA. Pointers
-// are to memory of the device that runs it.
+// What one step, or a block of the noise stream, is called with: plain structs shared by CPU and CUDA.
+// Pointers are to memory of the device that runs it.
 #pragma once
 #include <cstdint>
 

@@ -67,7 +67,9 @@ def output(
     if isinstance(out, np.ndarray):
         if not out.flags.writeable or not out.flags.c_contiguous:
             state = f"strides {out.strides}" if out.flags.writeable else "read-only"
-            raise _checks.bad_value(name, f"{_checks.describe(out)}, {state}", _writable(dtype, shape, device))
+            raise _checks.bad_value(
+                name, f"{_checks.describe(out)}, {state}", _writable(dtype, shape, device)
+            )
         if out.dtype != np.float32:
             raise _checks.bad_value(name, out, _writable(dtype, shape, device))
         tensor = torch.from_numpy(out)

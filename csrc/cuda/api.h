@@ -1,5 +1,5 @@
-// What the CUDA kernels offer to the bindings, without a CUDA type. Every pointer is to memory of the device, and
-// the caller keeps it alive until its stream has passed the call.
+// What the CUDA kernels offer to the bindings, without a CUDA type. Every pointer is to memory of the device,
+// and the caller keeps it alive until its stream has passed the call.
 #pragma once
 #include <string>
 #include <vector>
@@ -33,14 +33,20 @@ std::vector<int> architectures();  // that there is code for, 10 major + minor
 // Loads every kernel on the device, so that the first launch may be inside the capture of a graph.
 void prepare(int device);
 
-// One row on tensors in memory. factor and threshold: scratch of (n) floats each, needed where the row rescales
-// its guidance and where it has a quantile.
+// One row on tensors in memory. factor and threshold: scratch of (n) floats each, needed where the row
+// rescales its guidance and where it has a quantile.
 void run_step(const StepArgs&, float* factor, float* threshold, const Replay&, const Target&);
 
 void run_noise(const NoiseArgs&, const Replay&, const Target&);
 
-// Kernels to be loaded by prepare(), of one source each.
-void load_step();
+// ---- between the sources of csrc/cuda
+
+// Of the statistics whose pointers in the arguments are not null.
+void run_statistics(const StepArgs&, float* factor, float* threshold, void* stream);
+
+// What prepare() loads, by source.
 void load_noise();
+void load_statistics();
+void load_step();
 
 }  // namespace df::cuda

@@ -1,6 +1,8 @@
-// Elements of tensors in float32, bfloat16 and float16, computed with in float32: read and written as packs of 16
-// bytes, or one by one where rows are not aligned or end.
+// Elements of tensors in float32, bfloat16 and float16, computed with in float32: read and written as packs
+// of 16 bytes, or one by one where rows are not aligned or end.
 #pragma once
+#include <type_traits>
+
 #include "../step_args.h"
 #include "ptx.h"
 #include "quads.cuh"
@@ -50,6 +52,27 @@ struct Element<Dtype::kFloat32> {
                 ScalarLanes::as_bits(v[3])};
     }
 };
+
+// work(tag), tag the dtype as a constant.
+template <Dtype D>
+using Tag = std::integral_constant<Dtype, D>;
+
+template <class Work>
+void with_dtype(Dtype dtype, Work work) {
+    switch (dtype) {
+        case Dtype::kFloat32:
+            return work(Tag<Dtype::kFloat32>{});
+        case Dtype::kBfloat16:
+            return work(Tag<Dtype::kBfloat16>{});
+        case Dtype::kFloat16:
+            return work(Tag<Dtype::kFloat16>{});
+    }
+}
+
+template <class Work>
+void with_every_dtype(Work work) {
+    for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBfloat16, Dtype::kFloat16}) with_dtype(dtype, work);
+}
 
 // A pack: one access of 16 bytes a tensor.
 template <class E>

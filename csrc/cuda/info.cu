@@ -30,8 +30,9 @@ std::vector<int> architectures() {
 
 void prepare(int device) {
     const DeviceGuard guard(device);
-    load_step();
     load_noise();
+    load_statistics();
+    load_step();
 }
 
 }  // namespace df::cuda

@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kThreads) noise_kernel(const __grid_constant__
     if (item < p.cut.packs)
         write_normals(p, PackAccess<E>{pack_at<E::kPack>(item, p.cut.quads, p.args.dim)});
     else if (item < p.cut.items)
-        write_normals(p, QuadAccess<E>{
-                             quad_at(item - p.cut.packs + p.cut.first_quad, p.cut.quads, p.args.dim)});
+        write_normals(p,
+                      QuadAccess<E>{quad_at(item - p.cut.packs + p.cut.first_quad, p.cut.quads, p.args.dim)});
 }
 
 }  // namespace

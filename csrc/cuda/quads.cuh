@@ -1,5 +1,6 @@
-// Which elements a thread works on, and their normals. A quad is up to four elements of one sample, what one call
-// of Philox serves; a pack is 16 bytes of a tensor, whole quads or, in one and two dimensions, several samples.
+// Which elements a thread works on, and their normals. A quad is up to four elements of one sample, what one
+// call of Philox serves; a pack is 16 bytes of a tensor, whole quads or, in one and two dimensions, several
+// samples.
 #pragma once
 #include <stdexcept>
 
@@ -10,8 +11,8 @@ namespace df::cuda {
 
 constexpr int kThreads = 256;  // of a block
 
-// Division by a number that is fixed for a launch: a product and a correction, where the 64-bit division of the
-// device takes some 100 instructions.
+// Division by a number that is fixed for a launch: a product and a correction, where the 64-bit division of
+// the device takes some 100 instructions.
 struct Divisor {
     uint64_t reciprocal;  // floor((2^64 - 1) / value): the quotient from it is right or 1 too small
     uint32_t value;
@@ -32,8 +33,8 @@ struct Divisor {
 
 inline uint32_t quads_of(int64_t dim) { return uint32_t((dim + 3) / 4); }
 
-// N elements that follow each other in memory: `count` of them are there. sample, quad: of each four elements;
-// in one and two dimensions sample[0] is the first of them and quad 0.
+// N elements that follow each other in memory: `count` of them are there. sample, quad: of each four
+// elements; in one and two dimensions sample[0] is the first of them and quad 0.
 template <int N>
 struct Elements {
     uint64_t first, sample[(N + 3) / 4];

@@ -1,8 +1,8 @@
-// What guidance rescale and dynamic thresholding need of each sample as a whole: cpu/statistics.h on the device, to
-// the bit. A team of threads, a warp or a block, has one sample.
+// What guidance rescale and dynamic thresholding need of each sample as a whole: cpu/statistics.h on the
+// device, to the bit. A team of threads, a warp or a block, has one sample.
 //
-// Sums run in the CPU's order, 16 parts of which part i takes features i, i + 16, ...: the team brings a piece of
-// the sample into shared memory, 16 of its threads add.
+// Sums run in the CPU's order, 16 parts of which part i takes features i, i + 16, ...: the team brings a
+// piece of the sample into shared memory, 16 of its threads add.
 #pragma once
 #include "elements.cuh"
 
@@ -11,7 +11,7 @@ namespace df::cuda {
 constexpr int kParts = 16, kPieceRows = 16, kBins = 256, kSmallSample = 512;  // elements that a warp has
 
 struct StatisticsParams {
-    StepArgs args;  // its factor and threshold are null: they are made here
+    StepArgs args;
     float *factor, *threshold;  // (n) each, or null where not asked for
     uint32_t rank;              // of the magnitudes of a sample, from 0
     float fraction;             // of the way to the next one
@@ -76,8 +76,8 @@ struct Team {
                count;
     }
 
-    // The rank-th smallest of |value|, from 0. Magnitudes are ordered as their bits: eight of them at a time, from
-    // the highest, by how many magnitudes have each digit.
+    // The rank-th smallest of |value|, from 0. Magnitudes are ordered as their bits: eight of them at a time,
+    // from the highest, by how many magnitudes have each digit.
     template <class Value>
     __device__ __forceinline__ float magnitude(int64_t dim, uint32_t rank, Value value) const {
         uint32_t known = 0;

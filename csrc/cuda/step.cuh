@@ -1,7 +1,7 @@
 // One row's update on tensors in memory: the same terms in the same order as cpu/step.h, and the same noise.
 //
-// A thread has one pack or one quad. It reads all that it needs first, so that the latency of memory passes under
-// the arithmetic of Philox and Box-Muller, and writes last, so that out may be x.
+// A thread has one pack or one quad. It reads all that it needs first, so that the latency of memory passes
+// under the arithmetic of Philox and Box-Muller, and writes last, so that out may be x.
 #pragma once
 #include "api.h"
 #include "elements.cuh"
@@ -23,8 +23,8 @@ __device__ __forceinline__ float clamped(float m, float limit) {
     return -limit > low ? -limit : low;
 }
 
-// The normals of a thread's elements. Only the full kernel reads a seed from memory, for round keys made in the
-// kernel cost it some 35 instructions.
+// The normals of a thread's elements. Only the full kernel reads a seed from memory, for round keys made in
+// the kernel cost it some 35 instructions.
 template <bool Full, int N>
 __device__ __forceinline__ void draw_normals(const StepParams& p, const Elements<N>& at, float z[N]) {
     if constexpr (Full) {
@@ -58,8 +58,7 @@ __device__ __forceinline__ void update(const StepParams& p, const Access& to) {
     }
     if constexpr (Full) {
         const bool reads[3] = {bool(a.terms & kTermC1) || (pushes && a.history[1]),
-                               bool(a.terms & kTermC2) || (pushes && a.history[2]),
-                               bool(a.terms & kTermC3)};
+                               bool(a.terms & kTermC2) || (pushes && a.history[2]), bool(a.terms & kTermC3)};
 #pragma unroll
         for (int j = 0; j < 3; ++j)
             if (reads[j] && a.history[j]) raw_h[j] = to.load(a.history[j]);
@@ -139,7 +138,8 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ 
     if (item < p.cut.packs)
         update<Full>(p, PackAccess<E>{pack_at<E::kPack>(item, p.cut.quads, p.args.dim)});
     else if (item < p.cut.items)
-        update<Full>(p, QuadAccess<E>{quad_at(item - p.cut.packs + p.cut.first_quad, p.cut.quads, p.args.dim)});
+        update<Full>(p,
+                     QuadAccess<E>{quad_at(item - p.cut.packs + p.cut.first_quad, p.cut.quads, p.args.dim)});
 }
 
 }  // namespace df::cuda
