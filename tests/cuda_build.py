@@ -76,13 +76,23 @@ def objects(sources: Iterable[Path], folder: Path, *flags: str) -> list[Object]:
     return [Object(source, folder / f"{source.stem}.o", flags) for source in sources]
 
 
-def engine_objects() -> list[Object]:
-    return objects(sorted(EMULATOR.glob("*.cpp")), FOLDER / "engine", f"-I{CSRC}")
+def engine_objects(fibers: Sequence[str] = ()) -> list[Object]:
+    """The engine, never instrumented; `fibers` are defines for the way they are switched."""
+    flags = [f"-D{define}" for define in fibers]
+    folder = FOLDER / "-".join(["engine", *fibers])
+    return [
+        Object(
+            source,
+            (folder if source.stem == "fibers" else FOLDER / "engine") / f"{source.stem}.o",
+            (f"-I{CSRC}", *(flags if source.stem == "fibers" else [])),
+        )
+        for source in sorted(EMULATOR.glob("*.cpp"))
+    ]
 
 
 def kernel_flags(sanitizer: str | None, defines: Sequence[str]) -> list[str]:
     flags = KERNEL_FLAGS + instruction_flags() + [f"-D{define}" for define in defines]
-    return flags + (["-g", *SANITIZE[sanitizer]] if sanitizer else [])
+    return flags + (["-O1", "-g", *SANITIZE[sanitizer]] if sanitizer else [])
 
 
 def binding_objects() -> list[Object]:
@@ -190,15 +200,12 @@ def emulated(defines: tuple[str, ...] = (), changes: tuple[Change, ...] = ()) ->
 
 
 @functools.cache
-def self_test(sanitizer: str | None = None) -> Path:
+def self_test(sanitizer: str | None = None, *fiber_defines: str) -> Path:
     """The library of tests/cuda_emulator/self_test*.cu."""
-    kernels = objects(
-        sorted(EMULATOR.glob("*.cu")),
-        FOLDER / f"self_test-{sanitizer or 'plain'}",
-        f"-I{CSRC}",
-        *kernel_flags(sanitizer, ()),
-    )
-    return build(kernels[0].output.parent / "self_test.so", kernels + engine_objects())
+    folder = FOLDER / f"self_test-{sanitizer or 'plain'}"
+    kernels = objects(sorted(EMULATOR.glob("*.cu")), folder, f"-I{CSRC}", *kernel_flags(sanitizer, ()))
+    name = "-".join(["self_test", *fiber_defines])
+    return build(folder / f"{name}.so", kernels + engine_objects(fiber_defines))
 
 
 def configure(path: Path | str, **settings: int) -> None:
