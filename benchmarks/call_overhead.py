@@ -1,6 +1,6 @@
 """What a call of ops.reverse_step costs beside its arithmetic: 64 elements, best of many.
 
-    python -m benchmarks.call_overhead
+python -m benchmarks.call_overhead
 """
 
 from __future__ import annotations
