@@ -183,8 +183,10 @@ def library(
 
 def load(path: Path) -> ModuleType:
     """The module in a library; each library has its own state and settings."""
-    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(path))
-    spec = importlib.util.spec_from_file_location("_cuda", path, loader=loader)
+    # pybind11 keeps modules by name: a second one of the same name would be the first again
+    name = f"{path.parent.name}._cuda"
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
