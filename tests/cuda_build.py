@@ -29,13 +29,15 @@ EMULATOR = ROOT / "tests" / "cuda_emulator"
 FOLDER = ROOT / "build" / "cuda-emulator"
 
 # what diffusion_fast._cuda is made of, below csrc; bindings are not instrumented
-KERNELS = ("cuda/*.cu", "cuda/*.cpp", "plan.cpp")
+KERNELS = ("cuda/*.cu", "cuda/*.cpp", "plan.cpp", "slots.cpp")
 BINDINGS = ("bind_cuda*.cpp",)
 
 COMMON_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
 COMMON_FLAGS += ["-Wno-unknown-pragmas", "-DDF_EMULATED", f"-I{EMULATOR}"]
 # one rounding for each operation that the source spells, as nvcc's -fmad=false
 KERNEL_FLAGS = ["-ffp-contract=off", "-fno-math-errno"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-shared"]
+NVCC_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra", f"-I{CSRC}"]
 SANITIZE = {
     "thread": ["-fsanitize=thread"],
     "address": ["-fsanitize=address,undefined", "-fno-sanitize=vptr"],
@@ -61,8 +63,7 @@ class Object:
 
 @functools.cache
 def compiler() -> list[str]:
-    command = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or "c++"]
-    return command
+    return shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or "c++"]
 
 
 @functools.cache
@@ -73,20 +74,17 @@ def instruction_flags() -> list[str]:
 
 
 def objects(sources: Iterable[Path], folder: Path, *flags: str) -> list[Object]:
-    return [Object(source, folder / f"{source.stem}.o", flags) for source in sources]
+    return [Object(source, folder / f"{source.name}.o", flags) for source in sources]
 
 
 def engine_objects(fibers: Sequence[str] = ()) -> list[Object]:
     """The engine, never instrumented; `fibers` are defines for the way they are switched."""
+    switch = EMULATOR / "fibers.cpp"
+    rest = [path for path in sorted(EMULATOR.glob("*.cpp")) if path != switch]
     flags = [f"-D{define}" for define in fibers]
-    folder = FOLDER / "-".join(["engine", *fibers])
     return [
-        Object(
-            source,
-            (folder if source.stem == "fibers" else FOLDER / "engine") / f"{source.stem}.o",
-            (f"-I{CSRC}", *(flags if source.stem == "fibers" else [])),
-        )
-        for source in sorted(EMULATOR.glob("*.cpp"))
+        *objects([switch], FOLDER / "-".join(["engine", *fibers]), f"-I{CSRC}", *flags),
+        *objects(rest, FOLDER / "engine", f"-I{CSRC}"),
     ]
 
 
@@ -104,18 +102,21 @@ def binding_objects() -> list[Object]:
     return objects(sources, FOLDER / "bindings", *flags)
 
 
+def escaped(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
 def build(library: Path, parts: Sequence[Object]) -> Path:
     """Compiles and links what is out of date. One build at a time, for all share objects and ninja's log."""
-    quoted = [str(path).replace("$", "$$").replace(" ", "$ ") for path in (FOLDER, library)]
-    lines = ["ninja_required_version = 1.5", f"builddir = {quoted[0]}"]
     cxx = shlex.join(compiler())
+    lines = ["ninja_required_version = 1.5", f"builddir = {escaped(FOLDER)}"]
     lines += ["rule cxx", f"  command = {cxx} $flags -MMD -MF $out.d -x c++ -c $in -o $out"]
     lines += ["  depfile = $out.d", "  description = $out"]
     lines += ["rule link", f"  command = {cxx} -shared -pthread $in -o $out", "  description = $out"]
     for part in parts:
-        lines += [f"build {part.output}: cxx {part.source}"]
+        lines += [f"build {escaped(part.output)}: cxx {escaped(part.source)}"]
         lines += [f"  flags = {shlex.join([*COMMON_FLAGS, *part.flags]).replace('$', '$$')}"]
-    lines += [f"build {quoted[1]}: link {' '.join(str(part.output) for part in parts)}", ""]
+    lines += [f"build {escaped(library)}: link {' '.join(escaped(part.output) for part in parts)}", ""]
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -206,6 +207,24 @@ def self_test(sanitizer: str | None = None, *fiber_defines: str) -> Path:
     kernels = objects(sorted(EMULATOR.glob("*.cu")), folder, f"-I{CSRC}", *kernel_flags(sanitizer, ()))
     name = "-".join(["self_test", *fiber_defines])
     return build(folder / f"{name}.so", kernels + engine_objects(fiber_defines))
+
+
+@functools.cache
+def device_self_test(arch: str) -> tuple[Path, str]:
+    """The same library for a device, compiled by nvcc; and what the compiler said."""
+    sources = sorted(EMULATOR.glob("*.cu"))
+    read = [*sources, EMULATOR / "self_test.h", *sorted((CSRC / "cuda").glob("*.h"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in read)).hexdigest()[:12]
+    library = FOLDER / f"device-{arch}-{digest}.so"
+    messages = library.with_suffix(".log")
+    if not messages.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        command = ["nvcc", *NVCC_FLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}", "-o", str(library)]
+        done = subprocess.run([*command, *map(str, sources)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"nvcc failed:\n{done.stdout}{done.stderr}")
+        messages.write_text(done.stdout + done.stderr)
+    return library, messages.read_text()
 
 
 def configure(path: Path | str, **settings: int) -> None:

@@ -13,25 +13,37 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 ROWS = 5
+# the kernels that run() knows
+CLEAN = [
+    "center_rows",
+    "warp_operations",
+    "exchange",
+    "hand_over",
+    "copy",
+    "touch",
+    "mma",
+    "ldmatrix",
+    "wgmma",
+]
 
 
 class SelfTest:
+    exact = True  # the emulator rounds a product once, and approximate functions as others
+
     def __init__(self, path: Path | str) -> None:
-        self.path = path
         self.library = ctypes.CDLL(str(path))
         self.out: Array = np.empty(0)  # what the last kernel wrote, also where it failed
 
-    def call(self, name: str, *arguments: Array | int | str) -> None:
+    def call(self, name: str, *arguments: Any) -> None:
         """Raises RuntimeError with the message of the C++ exception."""
         function = getattr(self.library, f"test_{name}")
         function.restype = ctypes.c_char_p
-        converted: list[Any] = []
+        converted = []
         for value in arguments:
             if isinstance(value, np.ndarray):
                 assert value.flags.c_contiguous
-                converted.append(ctypes.c_void_p(value.ctypes.data))
-            else:
-                converted.append(value.encode() if isinstance(value, str) else value)
+                value = ctypes.c_void_p(value.ctypes.data)
+            converted.append(value.encode() if isinstance(value, str) else value)
         message = function(*converted)
         if message is not None:
             raise RuntimeError(message.decode())
@@ -100,6 +112,26 @@ class SelfTest:
         self.out = np.empty((2, 64, 64), np.float32)
         self.call("wgmma_pipeline", left, core_matrices(right, False), self.out)
         return self.out
+
+
+class DeviceSelfTest(SelfTest):
+    """The same kernels on the current CUDA device: arrays are copied there and back."""
+
+    exact = False
+
+    def call(self, name: str, *arguments: Any) -> None:
+        import torch
+
+        given = list(arguments)
+        copies = {}
+        for i, value in enumerate(arguments):
+            if isinstance(value, np.ndarray):
+                copies[i] = torch.from_numpy(value.reshape(-1).view(np.uint8)).cuda()
+                given[i] = ctypes.c_void_p(copies[i].data_ptr())
+        super().call(name, *given)
+        torch.cuda.synchronize()
+        for i, copy in copies.items():
+            arguments[i].reshape(-1).view(np.uint8)[:] = copy.cpu().numpy()
 
 
 def core_matrices(right: Array, transposed: bool) -> Array:

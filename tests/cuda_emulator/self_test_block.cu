@@ -75,15 +75,15 @@ __global__ void hand_over(const float* in, float* out, int rows, Bug bug) {
     enum { kFull = 1, kEmpty = 2 };
     auto* memory = reinterpret_cast<float*>(shared_memory());
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-    if (warp == 2) return;
+    if (has(bug, kHalfWarpAtBarrier) && (warp == 0 || lane < 16)) ptx::barrier_sync(kFull, 64);
+    if (warp == 2 || (has(bug, kLostWarp) && warp == 0)) return;
     for (int row = 0; row < rows; ++row) {
         if (warp == 0) {
             if (row > 0) ptx::barrier_sync(kEmpty, 64);
             memory[lane] = in[row * 32 + lane];
             ptx::barrier_arrive(kFull, 64);
         } else {
-            if (!has(bug, kMissingHandover) && (!has(bug, kHalfWarpAtBarrier) || lane < 16))
-                ptx::barrier_sync(kFull, has(bug, kWrongBarrierCount) ? 96 : 64);
+            if (!has(bug, kMissingHandover)) ptx::barrier_sync(kFull, has(bug, kWrongBarrierCount) ? 96 : 64);
             out[row * 32 + lane] = memory[31 - lane];
             if (row + 1 < rows) ptx::barrier_arrive(kEmpty, 64);
         }
