@@ -98,7 +98,7 @@ def cpu_objects() -> list[tuple[Path, str, list[str]]]:
     sources = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
     objects: list[tuple[Path, str, list[str]]] = []
     for source in (path.relative_to(ROOT) for path in sources):
-        if source != kernels and source.name != "bind_cuda.cpp":
+        if source != kernels and not source.name.startswith("bind_cuda"):
             extra = python_flags() if source.name.startswith("bind_") else []
             objects.append((source, "_".join(source.with_suffix("").parts[1:]), extra))
     return objects + [(kernels, f"kernels_{isa}", [f"-DDF_ISA={isa}", *f]) for isa, f in ISA_FLAGS.items()]
