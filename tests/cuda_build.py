@@ -29,7 +29,7 @@ EMULATOR = ROOT / "tests" / "cuda_emulator"
 FOLDER = ROOT / "build" / "cuda-emulator"
 
 # what diffusion_fast._cuda is made of, below csrc; bindings are not instrumented
-KERNELS = ("cuda/*.cu", "cuda/*.cpp", "plan.cpp")
+KERNELS = ("cuda/*.cu", "cuda/*.cpp", "plan.cpp", "slots.cpp")
 BINDINGS = ("bind_cuda*.cpp",)
 
 COMMON_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
