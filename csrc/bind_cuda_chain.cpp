@@ -86,13 +86,14 @@ void run(const Program& program, uintptr_t image, uintptr_t scratch, uintptr_t o
 void bind_chain(py::module_& m) {
     py::class_<Program>(m, "Program", "A validated plan, packed for a device; immutable.")
         .def(py::init([](const py::bytes& plan, const std::string& precision, int64_t shared_bytes,
-                         int capability, int multiprocessors) {
+                         int capability, int multiprocessors, bool tensor_cores) {
                  require(shared_bytes >= 0 && multiprocessors >= 1, "device: limits out of range");
                  return std::make_unique<Program>(plan_from(plan), cuda::precision_named(precision),
-                                                  cuda::DeviceLimits{shared_bytes, capability, multiprocessors});
+                                                  cuda::DeviceLimits{shared_bytes, capability, multiprocessors},
+                                                  tensor_cores);
              }),
              py::arg("plan"), py::arg("precision"), py::arg("shared_bytes"), py::arg("capability"),
-             py::arg("multiprocessors"))
+             py::arg("multiprocessors"), py::arg("tensor_cores") = true)
         .def_property_readonly("path", &Program::path)
         .def_property_readonly("reason", &Program::reason)
         .def_property_readonly("image", &image)

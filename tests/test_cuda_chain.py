@@ -22,8 +22,8 @@ LIMITS = {"shared_bytes": 232448, "capability": 90, "multiprocessors": 3}
 Arrays = dict[str, Any]
 
 
-def program(plan: Plan, precision: str = "float32", **limits: int) -> Any:
-    return CUDA.Program(plan.to_bytes(), precision, **{**LIMITS, **limits})
+def program(plan: Plan, precision: str = "float32", *, tensor_cores: bool = False, **limits: int) -> Any:
+    return CUDA.Program(plan.to_bytes(), precision, **{**LIMITS, **limits}, tensor_cores=tensor_cores)
 
 
 def pointers(plan: Plan, call: Arrays) -> Arrays:
@@ -45,10 +45,10 @@ def pointers(plan: Plan, call: Arrays) -> Arrays:
 
 
 def cuda_chain(
-    plan: Plan | Any, n: int, *, seed: int = 0, start: int = 0, trajectory: bool = False, dim: int = 0, **call: Any
+    plan: Plan, n: int, *, seed: int = 0, start: int = 0, trajectory: bool = False, **call: Any
 ) -> np.ndarray:
     """Samples, or the trajectory; nothing beyond the arrays may be written."""
-    options = {k: call.pop(k) for k in ("precision", "shared_bytes") if k in call}
+    options = {k: call.pop(k) for k in ("precision", "shared_bytes", "tensor_cores") if k in call}
     limits = {k: call.pop(k) for k in ("max_blocks",) if k in call}
     p = program(plan, **options)
     out = np.full(n * plan.dim + 64, GUARD)

@@ -2,26 +2,31 @@
 #include "chain.h"
 
 #include "chain_general.cuh"
+#include "mma_kernels.h"
 
 namespace df::cuda {
 namespace {
 
-using ChainKernel = void (*)(ChainArgs);
+using GeneralKernel = void (*)(ChainArgs);
 
-ChainKernel kernel_of(const Program& program) {
-    const GeneralShape& shape = program.shape();
-    if (!shape.in_shared) return general_chain<2, false>;
-    return shape.vectors == 2 ? general_chain<2, true> : general_chain<1, true>;
+GeneralKernel general_kernel(const Program& program) {
+    return program.general_shape().vectors == 2 ? general_chain<2> : general_chain<1>;
 }
 
-size_t shared_bytes(const GeneralShape& shape) {
+const void* kernel_of(const Program& program) {
+    return program.on_tensor_cores() ? reinterpret_cast<const void*>(mma_kernel(program.mma_shape()))
+                                     : reinterpret_cast<const void*>(general_kernel(program));
+}
+
+size_t shared_bytes(const Program& program) {
+    if (program.on_tensor_cores()) return size_t(program.mma_shape().shared_bytes);
+    const GeneralShape& shape = program.general_shape();
     return size_t(kKeyBytes + (shape.in_shared ? shape.block_bytes : 0));
 }
 
 void allow_shared_memory(const Program& program) {
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel_of(program)),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               int(shared_bytes(program.shape()))),
+    check(cudaFuncSetAttribute(kernel_of(program), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               int(shared_bytes(program))),
           "chain: shared memory");
 }
 
@@ -30,8 +35,7 @@ void allow_shared_memory(const Program& program) {
 void prepare_chain(const Program& program, int device) {
     const DeviceGuard guard(device);
     cudaFuncAttributes attributes;
-    check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel_of(program))),
-          "chain: loading the kernel");
+    check(cudaFuncGetAttributes(&attributes, kernel_of(program)), "chain: loading the kernel");
     allow_shared_memory(program);
 }
 
@@ -40,7 +44,12 @@ void run_chain(const Program& program, ChainArgs args, int64_t max_blocks, int d
     args.program = program.view();
     allow_shared_memory(program);
     const dim3 grid(unsigned(program.blocks(args.n, max_blocks)));
-    launch(kernel_of(program), grid, dim3(kGeneralThreads), shared_bytes(program.shape()), stream, args);
+    const size_t bytes = shared_bytes(program);
+    if (program.on_tensor_cores())
+        launch(mma_kernel(program.mma_shape()), grid, dim3(kMmaThreads), bytes, stream,
+               MmaArgs{args, program.mma_view()});
+    else
+        launch(general_kernel(program), grid, dim3(kGeneralThreads), bytes, stream, args);
 }
 
 }  // namespace df::cuda

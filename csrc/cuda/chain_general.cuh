@@ -14,6 +14,14 @@
 
 namespace df::cuda {
 
+// y[i] = f(x[i]) for i = 0, stride, ... below count; y may be x. Kept apart: each function is there once.
+static __device__ __attribute__((noinline)) void apply_strided(Function function, float param, const float* x,
+                                                               float* y, int count, int stride) {
+    with_function(function, param, [=](auto f) {
+        for (int i = 0; i < count; i += stride) store(y + i, f(load(x + i)));
+    });
+}
+
 template <int V>
 struct Tile {
     static constexpr int S = 32 * V;
@@ -128,9 +136,7 @@ struct Tile {
                 if (j + r < op.n_out) y[r * S + 32 * v] = sum[r][v];
         if (Function(op.function) == Function::kIdentity) return;
         const int outputs = op.n_out - j < kOutputs ? op.n_out - j : kOutputs;
-        with_function(Function(op.function), op.param, [&](auto f) {
-            for (int i = 0; i < outputs * V; ++i) store(y + 32 * i, f(load(y + 32 * i)));
-        });
+        apply_strided(Function(op.function), op.param, y, y, outputs * S, 32);
     }
 
     __device__ void linear(const ImageOp& op, int branch, uint32_t table) const {
@@ -164,10 +170,11 @@ struct Tile {
                 return linear(op, branch, table);
             case OpKind::kTable:
                 return table_op(op, branch, table);
-            case OpKind::kMap:
-                return with_function(Function(op.function), op.param, [&](auto f) {
-                    each(op.n_out, [&](int j, int s) { store(y + j * S + s, f(load(x + j * S + s))); });
-                });
+            case OpKind::kMap: {
+                const int from = int(threadIdx.x);
+                return apply_strided(Function(op.function), op.param, x + from, y + from,
+                                     op.n_out * S - from, int(blockDim.x));
+            }
             case OpKind::kBinary: {
                 const float* x2 = at(op.extra[branch]);
                 return with_binary(BinaryFunction(op.function), [&](auto f) {
@@ -194,7 +201,7 @@ struct Tile {
     }
 
     // Ops [from, to) for one branch, or for both; what does not differ between them is computed once.
-    __device__ void network(int from, int to, uint32_t table, int branches) const {
+    __device__ __attribute__((noinline)) void network(int from, int to, uint32_t table, int branches) const {
         const auto* ops = reinterpret_cast<const ImageOp*>(a.image + p.ops);
         for (int i = from; i < to; ++i) {
             for (int b = 0; b < (ops[i].differs ? branches : 1); ++b) run_op(ops[i], b, table);
@@ -334,14 +341,13 @@ struct Tile {
     }
 };
 
-// shared: the workspace lies in shared memory, else in a.scratch
-template <int V, bool kShared>
+template <int V>
 __global__ void __launch_bounds__(kGeneralThreads) general_chain(const __grid_constant__ ChainArgs a) {
     constexpr int S = Tile<V>::S;
     unsigned char* shared = shared_memory();
     auto* keys = reinterpret_cast<RoundKeys*>(shared);
-    float* memory = kShared ? reinterpret_cast<float*>(shared + kKeyBytes)
-                            : a.scratch + int64_t(blockIdx.x) * a.program.workspace * S;
+    float* memory = a.scratch ? a.scratch + int64_t(blockIdx.x) * a.program.workspace * S
+                              : reinterpret_cast<float*>(shared + kKeyBytes);
     if (threadIdx.x == 0) *keys = a.device_seed ? RoundKeys(*a.device_seed) : a.keys;
     __syncthreads();
     for (int64_t first = int64_t(blockIdx.x) * S; first < a.n; first += int64_t(gridDim.x) * S)

@@ -1,13 +1,16 @@
 #include "program.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 
 namespace df::cuda {
 namespace {
 
 constexpr int kSamplesPerVector = 32;
+constexpr int kMmaBlocks = 4;  // of kMmaThreads on a multiprocessor, by registers
+constexpr const char* kPrecisions[] = {"float32", "bfloat16", "float16"};
+
+const char* name_of(Precision precision) { return kPrecisions[int(precision)]; }
 
 int64_t workspace_bytes(const ProgramView& view, int vectors) {
     return int64_t(view.workspace) * kSamplesPerVector * vectors * int64_t(sizeof(float));
@@ -16,20 +19,19 @@ int64_t workspace_bytes(const ProgramView& view, int vectors) {
 }  // namespace
 
 Precision precision_named(const std::string& name) {
-    if (name == "float32") return Precision::kFloat32;
-    if (name == "bfloat16") return Precision::kBfloat16;
-    if (name == "float16") return Precision::kFloat16;
+    for (int i = 0; i < 3; ++i)
+        if (name == kPrecisions[i]) return Precision(i);
     throw std::invalid_argument("precision: given: '" + name +
                                 "'; accepted: 'float32', 'bfloat16' or 'float16'");
 }
 
-Program::Program(const Plan& plan, Precision precision, const DeviceLimits& limits) : limits_(limits) {
+Program::Program(const Plan& plan, Precision precision, const DeviceLimits& limits, bool tensor_cores)
+    : limits_(limits) {
     if (limits.capability < 80)
         throw std::invalid_argument("device: its compute capability is " +
                                     std::to_string(limits.capability / 10) + "." +
                                     std::to_string(limits.capability % 10) + "; accepted: 8.0 and later");
     const PlanHeader& h = plan.header;
-    lay_out(plan, assign_slots(plan, 1));
     view_.n_rows = int32_t(h.n_rows);
     view_.n_ops = int32_t(h.n_ops);
     view_.n_prologue = int32_t(h.n_prologue);
@@ -38,44 +40,43 @@ Program::Program(const Plan& plan, Precision precision, const DeviceLimits& limi
     view_.branches = int32_t(h.branches);
     view_.dim = int32_t(h.dim);
     view_.terms = h.terms;
-    view_.rows = append(plan.rows);
-    view_.null_context = append_floats(plan, h.null_context, h.n_context);
+    view_.rows = image_.append(plan.rows);
+    const std::string obstacle = tensor_cores ? mma_obstacle(plan, precision, limits, mma_shape_)
+                                              : "tensor cores are not to be used";
+    on_tensor_cores_ = obstacle.empty();
+    if (on_tensor_cores_) {
+        mma_view_ = pack_mma(plan, mma_shape_, image_);
+        reason_ = std::string(name_of(precision)) + " on tensor cores: layers " +
+                  std::to_string(mma_shape_.width) + " wide, " + std::to_string(16 * mma_shape_.tiles) +
+                  " samples a warp, weights in shared memory";
+    } else {
+        prepare_general(plan);
+        reason_ = "float32 on the general path, as " + obstacle + ": a tile of " +
+                  std::to_string(kSamplesPerVector * general_shape_.vectors) + " samples a block, in " +
+                  (general_shape_.in_shared ? "shared memory" : "global memory");
+    }
+}
+
+void Program::prepare_general(const Plan& plan) {
+    lay_out(plan, assign_slots(plan, 1));
+    view_.null_context = image_.append_floats(plan, plan.header.null_context, plan.header.n_context);
     std::vector<ImageOp> ops;
     for (const TileOp& op : plan.ops) ops.push_back(pack(plan, op));
-    view_.ops = append(ops);
+    view_.ops = image_.append(ops);
     choose_shape();
-    reason_ = "float32 on the general path: one launch, a tile of " +
-              std::to_string(kSamplesPerVector * shape_.vectors) + " samples a block, its values in " +
-              (shape_.in_shared ? "shared memory" : "global memory, as they do not fit shared memory");
-    if (precision != Precision::kFloat32) reason_ += "; no kernel of lower precision runs this plan";
-}
-
-// Copies values into the image, at a multiple of 16 bytes; returns where.
-template <class T>
-int64_t Program::append(const std::vector<T>& values) {
-    const size_t at = image_.size(), bytes = values.size() * sizeof(T);
-    image_.resize(at + (bytes + 15) / 16 * 4);
-    if (bytes) std::memcpy(image_.data() + at, values.data(), bytes);
-    return int64_t(at);
-}
-
-int64_t Program::append_floats(const Plan& plan, int64_t offset, int64_t count) {
-    if (offset < 0) return kAbsent;
-    const auto first = plan.blob.begin() + offset;
-    return append(std::vector<float>(first, first + count));
 }
 
 int64_t Program::append_weight(const Plan& plan, const TileOp& op) {
     const float* weight = plan.blob.data() + op.weight;
     const int64_t n_in = op.n_in, n_out = op.n_out;
     if (op.weight < 0) return kAbsent;
-    if (OpKind(op.kind) == OpKind::kGather) return append(std::vector<int32_t>(weight, weight + n_in));
-    if (OpKind(op.kind) != OpKind::kLinear) return append_floats(plan, op.weight, n_out);
+    if (OpKind(op.kind) == OpKind::kGather) return image_.append(std::vector<int32_t>(weight, weight + n_in));
+    if (OpKind(op.kind) != OpKind::kLinear) return image_.append_floats(plan, op.weight, n_out);
     std::vector<float> blocks;  // of kOutputs outputs, each [k][output]
     for (int64_t j = 0; j < n_out; j += kOutputs)
         for (int64_t k = 0; k < n_in; ++k)
             for (int64_t r = j; r < j + kOutputs; ++r) blocks.push_back(r < n_out ? weight[r * n_in + k] : 0);
-    return append(blocks);
+    return image_.append(blocks);
 }
 
 ImageOp Program::pack(const Plan& plan, const TileOp& op) {
@@ -95,11 +96,11 @@ ImageOp Program::pack(const Plan& plan, const TileOp& op) {
     }
     p.differs = p.dst[0] != p.dst[1];
     p.weight = append_weight(plan, op);
-    p.bias = append_floats(plan, op.bias, op.n_out);
-    p.step_table = append_floats(plan, op.step_table, int64_t(h.n_tables) * op.n_out);
+    p.bias = image_.append_floats(plan, op.bias, op.n_out);
+    p.step_table = image_.append_floats(plan, op.step_table, int64_t(h.n_tables) * op.n_out);
     const bool joint = p.kind == OpKind::kTable && TableFunction(op.function) == TableFunction::kJoint;
     const int64_t rows = int64_t(h.n_classes) * (joint ? h.n_tables : 1);
-    p.class_table = append_floats(plan, op.class_table, rows * op.n_out);
+    p.class_table = image_.append_floats(plan, op.class_table, rows * op.n_out);
     return p;
 }
 
@@ -135,21 +136,26 @@ void Program::lay_out(const Plan& plan, const Slots& slots) {
 
 void Program::choose_shape() {
     for (int vectors : {2, 1}) {
-        shape_ = {vectors, true, workspace_bytes(view_, vectors)};
-        if (shape_.block_bytes + kKeyBytes <= limits_.shared_bytes) return;
+        general_shape_ = {vectors, true, workspace_bytes(view_, vectors)};
+        if (general_shape_.block_bytes + kKeyBytes <= limits_.shared_bytes) return;
     }
-    shape_ = {2, false, workspace_bytes(view_, 2)};
+    general_shape_ = {2, false, workspace_bytes(view_, 2)};
 }
 
 int64_t Program::blocks(int64_t n, int64_t max_blocks) const {
-    const int64_t samples = kSamplesPerVector * shape_.vectors, tiles = (n + samples - 1) / samples;
-    int64_t most = shape_.in_shared ? int64_t(1) << 30 : limits_.multiprocessors;
+    int64_t samples = kSamplesPerVector * general_shape_.vectors;
+    int64_t most = general_shape_.in_shared ? int64_t(1) << 30 : limits_.multiprocessors;
+    if (on_tensor_cores_) {  // as many as are resident: each loads the weights once
+        samples = kMmaThreads / 32 * 16 * mma_shape_.tiles;
+        most = limits_.multiprocessors *
+               std::min<int64_t>(kMmaBlocks, limits_.shared_bytes / mma_shape_.shared_bytes);
+    }
     if (max_blocks > 0) most = std::min(most, max_blocks);
-    return std::min(tiles, most);
+    return std::min((n + samples - 1) / samples, most);
 }
 
 int64_t Program::scratch_bytes(int64_t n) const {
-    return shape_.in_shared ? 0 : blocks(n, 0) * shape_.block_bytes;
+    return on_tensor_cores_ || general_shape_.in_shared ? 0 : blocks(n, 0) * general_shape_.block_bytes;
 }
 
 }  // namespace df::cuda

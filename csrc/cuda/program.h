@@ -1,21 +1,11 @@
 // A plan prepared for a device: the path that will run it, and one image with all that the kernels read, which
 // the caller copies to the device. No CUDA calls.
 #pragma once
-#include <string>
-#include <vector>
-
 #include "../slots.h"
-#include "chain_args.h"
+#include "mma_pack.h"
 
 namespace df::cuda {
 
-struct DeviceLimits {
-    int64_t shared_bytes;  // of one block, with opt-in
-    int capability;        // 10 major + minor
-    int multiprocessors;
-};
-
-enum class Precision { kFloat32, kBfloat16, kFloat16 };
 Precision precision_named(const std::string& name);  // throws std::invalid_argument
 
 // How the general kernel is launched.
@@ -27,32 +17,37 @@ struct GeneralShape {
 
 class Program {
   public:
-    // Throws std::invalid_argument that names what the device does not have.
-    Program(const Plan& plan, Precision precision, const DeviceLimits& limits);
+    // tensor_cores: whether they may be used; without, the samples have the CPU's bits. Throws
+    // std::invalid_argument that names what the device does not have.
+    Program(const Plan& plan, Precision precision, const DeviceLimits& limits, bool tensor_cores);
 
-    const char* path() const { return "general"; }
+    const char* path() const { return on_tensor_cores_ ? "mma" : "general"; }
     const std::string& reason() const { return reason_; }
-    const std::vector<uint32_t>& image() const { return image_; }
+    const std::vector<uint32_t>& image() const { return image_.words(); }
     const ProgramView& view() const { return view_; }
-    const GeneralShape& shape() const { return shape_; }
+    bool on_tensor_cores() const { return on_tensor_cores_; }  // else the general kernel runs it
+    const MmaShape& mma_shape() const { return mma_shape_; }
+    const MmaView& mma_view() const { return mma_view_; }
+    const GeneralShape& general_shape() const { return general_shape_; }
     // Blocks of a call for n samples, at most max_blocks where that is not 0.
     int64_t blocks(int64_t n, int64_t max_blocks) const;
     int64_t scratch_bytes(int64_t n) const;
 
   private:
-    template <class T>
-    int64_t append(const std::vector<T>& values);
-    int64_t append_floats(const Plan& plan, int64_t offset, int64_t count);
+    void prepare_general(const Plan& plan);
     int64_t append_weight(const Plan& plan, const TileOp& op);
     ImageOp pack(const Plan& plan, const TileOp& op);
     void lay_out(const Plan& plan, const Slots& slots);
     void choose_shape();
 
     const DeviceLimits limits_;
-    std::vector<uint32_t> image_;
+    Image image_;
     std::vector<int> value_at_[2];  // feature of the workspace where each value begins, of each branch
     ProgramView view_{};
-    GeneralShape shape_{};
+    bool on_tensor_cores_ = false;
+    MmaShape mma_shape_{};
+    MmaView mma_view_{};
+    GeneralShape general_shape_{};
     std::string reason_;
 };
 
