@@ -99,7 +99,9 @@ struct RoundKeys {
 
 template <class L>
 DF_INLINE void philox4x32_10(typename L::U c[4], const RoundKeys& keys) {
-#if defined(__CUDA_ARCH__) || defined(__GNUC__)
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#elif defined(__GNUC__) && !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
     for (int round = 0; round < 10; ++round) {

@@ -76,13 +76,23 @@ def objects(sources: Iterable[Path], folder: Path, *flags: str) -> list[Object]:
     return [Object(source, folder / f"{source.stem}.o", flags) for source in sources]
 
 
-def engine_objects() -> list[Object]:
-    return objects(sorted(EMULATOR.glob("*.cpp")), FOLDER / "engine", f"-I{CSRC}")
+def engine_objects(fibers: Sequence[str] = ()) -> list[Object]:
+    """The engine, never instrumented; `fibers` are defines for the way they are switched."""
+    flags = [f"-D{define}" for define in fibers]
+    folder = FOLDER / "-".join(["engine", *fibers])
+    return [
+        Object(
+            source,
+            (folder if source.stem == "fibers" else FOLDER / "engine") / f"{source.stem}.o",
+            (f"-I{CSRC}", *(flags if source.stem == "fibers" else [])),
+        )
+        for source in sorted(EMULATOR.glob("*.cpp"))
+    ]
 
 
 def kernel_flags(sanitizer: str | None, defines: Sequence[str]) -> list[str]:
     flags = KERNEL_FLAGS + instruction_flags() + [f"-D{define}" for define in defines]
-    return flags + (["-g", *SANITIZE[sanitizer]] if sanitizer else [])
+    return flags + (["-O1", "-g", *SANITIZE[sanitizer]] if sanitizer else [])
 
 
 def binding_objects() -> list[Object]:
@@ -173,8 +183,10 @@ def library(
 
 def load(path: Path) -> ModuleType:
     """The module in a library; each library has its own state and settings."""
-    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(path))
-    spec = importlib.util.spec_from_file_location("_cuda", path, loader=loader)
+    # pybind11 keeps modules by name: a second one of the same name would be the first again
+    name = f"{path.parent.name}._cuda"
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
@@ -188,15 +200,12 @@ def emulated(defines: tuple[str, ...] = (), changes: tuple[Change, ...] = ()) ->
 
 
 @functools.cache
-def self_test(sanitizer: str | None = None) -> Path:
+def self_test(sanitizer: str | None = None, *fiber_defines: str) -> Path:
     """The library of tests/cuda_emulator/self_test*.cu."""
-    kernels = objects(
-        sorted(EMULATOR.glob("*.cu")),
-        FOLDER / f"self_test-{sanitizer or 'plain'}",
-        f"-I{CSRC}",
-        *kernel_flags(sanitizer, ()),
-    )
-    return build(kernels[0].output.parent / "self_test.so", kernels + engine_objects())
+    folder = FOLDER / f"self_test-{sanitizer or 'plain'}"
+    kernels = objects(sorted(EMULATOR.glob("*.cu")), folder, f"-I{CSRC}", *kernel_flags(sanitizer, ()))
+    name = "-".join(["self_test", *fiber_defines])
+    return build(folder / f"{name}.so", kernels + engine_objects(fiber_defines))
 
 
 def configure(path: Path | str, **settings: int) -> None:

@@ -6,8 +6,6 @@
 
 namespace df::DF_ISA {
 
-using cpu::NoiseArgs;
-
 constexpr int kBlockQuads = 480;    // at most 1920 elements, their words 8 KB
 constexpr int kWide = 3;            // vectors of quads drawn side by side
 constexpr int kAtOnce = kWide * W;  // quads drawn side by side

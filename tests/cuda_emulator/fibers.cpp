@@ -124,14 +124,25 @@ void thread_main() {
     sanitizer::acquire(&block_begins);
     (*kernel_body)();
     sanitizer::release(&block_ends);
-    if (!running->copies.empty()) fail("exits with cp.async copies that it never waited for");
-    if (!running->products.empty()) fail("exits with wgmma that it never waited for");
     leave_meetings();
     finish();
 }
 
 std::string position(const uint3& at) {
     return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
+}
+
+// What a block that has ended did wrong; empty for nothing.
+std::string left_behind() {
+    const std::string where = "block " + position(blockIdx);
+    if (!block.shared.guards_intact()) return where + ": wrote outside its dynamic shared memory";
+    for (unsigned i = 0; i < block.threads; ++i) {
+        const Fiber& f = *fibers[i];
+        if (!f.copies.empty() || !f.products.empty())
+            return where + " thread " + position(f.index) + ": exits with " +
+                   (f.copies.empty() ? "wgmma" : "cp.async copies") + " that it never waited for";
+    }
+    return "";
 }
 
 // Who waits where, of a block in which nobody can go on.
@@ -258,8 +269,7 @@ void run_grid(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<
         sanitizer::release(&block_begins);
         run_threads(schedule);
         sanitizer::acquire(&block_ends);
-        if (block.error.empty() && !block.shared.guards_intact())
-            block.error = "block " + position(blockIdx) + ": wrote outside its dynamic shared memory";
+        if (block.error.empty()) block.error = left_behind();
     }
     if (!block.error.empty()) {
         fibers.clear();  // some are in the middle of the kernel

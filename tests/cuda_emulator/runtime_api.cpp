@@ -106,7 +106,7 @@ cudaError_t set_function_attribute(const void* function, cudaFuncAttribute attri
         value > settings.shared_limit)
         return report(cudaErrorInvalidValue);
     const std::lock_guard<std::mutex> lock(attributes_lock);
-    shared_allowed[function] = size_t(value);
+    shared_allowed[function] = std::max(size_t(value), kSharedWithoutAsking);
     return cudaSuccess;
 }
 

@@ -115,6 +115,7 @@ __global__ void touch(const float* in, float* out, int n, Bug bug) {
     if (!has(bug, kReadUnwritten) || i != 7) memory[has(bug, kWriteOutOfRange) ? i + 1 : i] = in[i];
     __syncthreads();
     out[i] = memory[(i + 1) % n] + (has(bug, kGlobalOutOfRange) ? in[n + i] : 0.0f);
+    if (has(bug, kReadMisaligned)) out[i] = reinterpret_cast<const float2*>(memory + 1)->x;
 }
 
 }  // namespace

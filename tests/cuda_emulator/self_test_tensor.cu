@@ -137,15 +137,18 @@ __global__ void __launch_bounds__(128) pipeline(const uint16_t* left, const uint
     }
 }
 
-template <Half type, bool transposed>
-void launch_multiply(int n, const uint16_t* left, const uint4* image, float* d, int accumulate, Bug bug) {
+template <Half type>
+void launch_multiply(int n, int transposed, const uint16_t* left, const uint4* image, float* d,
+                     int accumulate, Bug bug) {
     const auto run = [&](auto kernel) {
         launch(kernel, 1, 128, size_t(n) * 64, nullptr, left, image, d, accumulate, bug);
     };
-    if (n == 64) return run(multiply<type, 64, transposed>);
-    if (n == 128) return run(multiply<type, 128, transposed>);
-    if (n == 136) return run(multiply<type, 136, transposed>);
-    if (n == 256) return run(multiply<type, 256, transposed>);
+    if (transposed && n == 64) return run(multiply<type, 64, true>);
+    if (transposed) throw std::invalid_argument("n: accepted where transposed: 64");
+    if (n == 64) return run(multiply<type, 64, false>);
+    if (n == 128) return run(multiply<type, 128, false>);
+    if (n == 136) return run(multiply<type, 136, false>);
+    if (n == 256) return run(multiply<type, 256, false>);
     throw std::invalid_argument("n: accepted: 64, 128, 136, 256");
 }
 
@@ -181,11 +184,8 @@ DF_EXPORT const char* test_ldmatrix(int transposed, const uint16_t* in, uint32_t
 DF_EXPORT const char* test_wgmma(int f16, int transposed, int n, const uint16_t* left, const uint4* image,
                                  float* d, int accumulate, const char* bug) {
     return caught([&] {
-        const auto run =
-            f16          ? transposed ? launch_multiply<Half::kF16, true> : launch_multiply<Half::kF16, false>
-            : transposed ? launch_multiply<Half::kBf16, true>
-                         : launch_multiply<Half::kBf16, false>;
-        run(n, left, image, d, accumulate, bug_named(bug));
+        const auto run = f16 ? launch_multiply<Half::kF16> : launch_multiply<Half::kBf16>;
+        run(n, transposed, left, image, d, accumulate, bug_named(bug));
     });
 }
 DF_EXPORT const char* test_wgmma_pipeline(const uint16_t* left, const uint4* image, float* d) {
