@@ -3,11 +3,12 @@
 ninja compiles the objects in parallel and rebuilds only what changed: every object carries a depfile, so an
 edited header rebuilds what includes it, and a changed flag what it touches. Nothing here needs torch.
 
-The CUDA kernels are built where nvcc is found, with the CUDA runtime inside: no CUDA library is needed to import
-them, and a package built without nvcc works on the CPU.
+The CUDA kernels are built where nvcc is found, with the CUDA runtime inside: no CUDA library is needed to
+import them, and a package built without nvcc works on the CPU.
 
 Environment: CXX chooses the compiler; CPPFLAGS, CFLAGS, CXXFLAGS and LDFLAGS are added to the flags below.
-CUDACXX chooses nvcc, NVCC_APPEND_FLAGS adds to its flags. DIFFUSION_FAST_CUDA=0 leaves CUDA out, 1 requires it.
+CUDACXX chooses nvcc, NVCC_APPEND_FLAGS adds to its flags. DIFFUSION_FAST_CUDA=0 leaves CUDA out, 1 requires
+it.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512}
 HAVE_ISA = [f"-DDF_HAVE_{isa.upper()}" for isa in ISA_FLAGS if isa != "portable"]
 
-# sm_90a is for H100 and H200 alone; 8.7, 10.3 and 12.1 run the code of 8.6, 10.0 and 12.0; the PTX serves what is
-# newer than either. Products are not contracted, as above.
+# sm_90a is for H100 and H200 alone; 8.7, 10.3 and 12.1 run the code of 8.6, 10.0 and 12.0; the PTX serves what
+# is newer than either. Products are not contracted, as above.
 OLDEST_NVCC = (12, 8)
 REAL = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ("80", "86", "89", "90a", "100", "120")]
 PTX = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ("80", "120")]
@@ -158,7 +159,9 @@ def cpu_objects() -> list[Object]:
 
 
 def cuda_objects() -> list[Object]:
-    return plain_objects("csrc/bind_cuda*.cpp", "csrc/plan.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+    return plain_objects(
+        "csrc/bind_cuda*.cpp", "csrc/plan.cpp", "csrc/slots.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu"
+    )
 
 
 CUDA = "diffusion_fast._cuda"

@@ -20,8 +20,7 @@ _LARGE = 1 << 22  # bytes; smaller blocks come from malloc's arenas, already map
 def given(
     name: str, tensor: Any, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device = CPU
 ) -> Tensor:
-    """A dense tensor of this dtype and shape, on this device, that needs no gradient; made contiguous where it
-    is not."""
+    """A dense tensor of this dtype, shape and device that needs no gradient, made contiguous where it is not."""
     fits = isinstance(tensor, Tensor) and tensor.dtype is dtype and tensor.shape == shape
     if not fits or tensor.layout is not torch.strided or not _is_on(tensor, device):
         accepted = f"a {dtype} tensor of shape {tuple(shape)} on {_the(device)}"

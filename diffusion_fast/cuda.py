@@ -22,7 +22,7 @@ _prepared: set[int] = set()
 
 
 def cuda_available() -> bool:
-    """Whether the CUDA kernels are built and there is a device for them; build_info()["cuda"] says why not."""
+    """Whether the CUDA kernels are built and have a device; build_info()["cuda"] says why not."""
     return problem() is None
 
 

@@ -49,8 +49,8 @@ def reverse_step(
 
         m = clamp(p_x x + p_F F);   x' = a x + b m + e F + c1 h1 + c2 h2 + c3 h3 + s z
 
-    x: (n, *shape) float32, bfloat16 or float16 on the CPU or a CUDA device, where all the others are too; the
-    first axis counts samples. Half-precision tensors are computed with in float32 and rounded once at the end.
+    x: (n, *shape) float32, bfloat16 or float16 on the CPU or a CUDA device, and every other tensor with it; the
+    first axis counts samples. Half-precision tensors are computed with in float32 and rounded once.
     model_output: F, like x; None for a row without evaluation.
     Noise, for a row with s != 0, comes from exactly one of: seed, the package's stream at (seed, start + i,
     step), where step is the row's position in its table; noise, normals like x; generator, torch's own.
@@ -65,9 +65,9 @@ def reverse_step(
     prediction: like x, contiguous, in memory of its own; m is written there.
     out: like x, contiguous; out=x updates in place. A new tensor when None.
 
-    On CUDA the kernel is launched on torch's current stream and not waited for, and draws the same noise. seed
-    and step may there be int64 tensors of one element, which a replayed CUDA graph reads anew; the values of a
-    guidance_scale that is a tensor are not looked at, for that would wait.
+    On CUDA the kernel is launched on torch's current stream, without waiting, and draws the same noise. seed
+    and step may be int64 tensors of one element there, which a replayed CUDA graph reads anew. The values of
+    a guidance_scale that is a tensor are not looked at, for that would wait.
 
     Returns out. Raises TypeError or ValueError, naming the argument, before anything is written.
     Where x is an array of NumPy, JAX, CuPy or another library with DLPack, on the CPU, the others may be too:

@@ -1,7 +1,10 @@
-"""The CUDA extension where there is no device: what it says of the machine, and what the compiler made of it."""
+"""The CUDA extension where there is no device: what it says of the machine, and what nvcc made of it."""
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -81,7 +84,7 @@ def test_a_machine_with_devices(machine: Callable[..., None]) -> None:
     for other in ("cpu", torch.device("cpu")):
         assert df.noise.normal(3, 2, seed=0, step=0, device=other).is_cpu
     for bad, error in (("meta", ValueError), ("gpu", ValueError), (1.5, TypeError), (None, TypeError)):
-        with pytest.raises(error, match="device: got .*accepted: the CPU or a CUDA device"):
+        with pytest.raises(error, match=r"device: got .*accepted: the CPU or a CUDA"):
             cuda.device_of("device", bad)
 
 
@@ -134,12 +137,61 @@ def test_it_links_no_cuda_library() -> None:
     assert "PyInit__cuda" in names and not [name for name in names if re.search("2df|cuda[A-Z]", name)]
 
 
-# ---- what the compiler made: SASS by cuobjdump and nvdisasm of PyPI
+# ---- what the compiler made: SASS, by the disassembler of PyPI's nvidia-cuda-cuobjdump and -nvdisasm
 
 
-def sass(arch: str) -> dict[str, str]:
-    """Each kernel's instructions by its mangled name."""
-    folder = Path(sys.prefix)
-    found = list(folder.rglob("bin/cuobjdump")) if _cuda else []
-    assert found, "cuobjdump is not installed: pip install '.[test]'"
-    return {arch: str(found)}
+def tool(package: str) -> Path:
+    """The command that a package of the test extra brings."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed: pip install '.[test]' on Linux brings it")
+    return Path(next(file for file in files if file.parent.name == "bin").locate())
+
+
+@functools.cache
+def sass(arch: str) -> dict[str, list[str]]:
+    """The instructions of each kernel for sm_`arch` by its mangled name."""
+    cuobjdump, nvdisasm = tool("nvidia-cuda-cuobjdump"), tool("nvidia-cuda-nvdisasm")
+    path = os.pathsep.join([str(nvdisasm.parent), os.environ["PATH"]])
+    command = [str(cuobjdump), "--dump-sass", f"--gpu-architecture=sm_{arch}", _cuda.__file__]
+    done = subprocess.run(
+        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
+    )
+    functions = re.split(r"^\s*Function : ", done.stdout, flags=re.MULTILINE)[1:]
+    found = {}
+    for text in functions:
+        name, _, body = text.partition("\n")
+        found[name.strip()] = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(.*?);", body, flags=re.MULTILINE)
+    return found
+
+
+def kernels(arch: str, name: str) -> dict[str, list[str]]:
+    found = {mangled: body for mangled, body in sass(arch).items() if name in mangled}
+    assert found, f"no {name} for sm_{arch}"
+    return found
+
+
+def positions(body: list[str], pattern: str) -> list[int]:
+    return [i for i, instruction in enumerate(body) if re.search(pattern, instruction)]
+
+
+@built
+@pytest.mark.parametrize("arch", ["80", "86", "89", "90a", "100", "120"])
+def test_no_array_lives_in_memory(arch: str) -> None:
+    """Registers hold all that a thread works on: no load or store of local memory."""
+    for name in ("step_kernel", "noise_kernel", "statistics_kernel"):
+        for mangled, body in kernels(arch, name).items():
+            assert not positions(body, r"\b(LDL|STL)\b"), mangled
+
+
+@built
+@pytest.mark.parametrize("arch", ["80", "90a", "120"])
+def test_a_pack_is_loaded_16_bytes_at_a_time_before_its_noise(arch: str) -> None:
+    for mangled, body in kernels(arch, "step_kernel").items():
+        full = "ELb1E" in mangled
+        loads = positions(body, r"\bLDG\.E\.128")
+        assert len(loads) == (8 if full else 3), mangled  # x, F, u; three of history, log_variance, noise
+        assert len(positions(body, r"\bSTG\.E\.128")) == (5 if full else 1), mangled
+        products = positions(body, "-0x2daee0ad")  # of Philox
+        assert next(product for product in products if product > loads[0]) > loads[-1], mangled

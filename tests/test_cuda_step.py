@@ -1,4 +1,4 @@
-"""The step on CUDA, run by the emulator from the same source: beside the CPU's kernel, to the bit, and float64."""
+"""The step on CUDA, run by the emulator from the same source: as the CPU's kernel to the bit, and float64."""
 
 from __future__ import annotations
 
