@@ -159,7 +159,9 @@ def cpu_objects() -> list[Object]:
 
 
 def cuda_objects() -> list[Object]:
-    return plain_objects("csrc/bind_cuda*.cpp", "csrc/plan.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+    return plain_objects(
+        "csrc/bind_cuda*.cpp", "csrc/plan.cpp", "csrc/slots.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu"
+    )
 
 
 CUDA = "diffusion_fast._cuda"

@@ -9,6 +9,10 @@
 
 namespace py = pybind11;
 
+namespace df {
+void bind_chain(py::module_& m);
+}
+
 namespace {
 
 using namespace df;
@@ -52,4 +56,5 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("prepare", &prepare, py::call_guard<py::gil_scoped_release>());
     m.def("reverse_step", &reverse_step);
     m.def("normal", &normal);
+    bind_chain(m);
 }

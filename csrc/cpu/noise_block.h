@@ -1,6 +1,7 @@
 // The noise of tensors in memory, (n, dim) with any dim: drawn block by block, words first, then normals.
 #pragma once
 #include "statistics.h"
+#include "tile_ops.h"
 #include "wide.h"
 
 namespace df::DF_ISA {

@@ -165,7 +165,7 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
     // The row of ddpm and ddim without clamp or guidance, x <- a x + e F + s z, has a loop without tests.
     const bool plain = (a.terms & ~kTermCin) == (kTermA | kTermE | kTermS) && a.model_output &&
                        !a.uncond_output && !a.log_variance && !a.prediction;
-    const vf r = splat(a.row.a), e = splat(a.row.e), s = splat(a.row.s);
+    const vf r = splat(a.row.a), e = splat(a.row.e), s = splat(a.row.s), none[4] = {};
     for (int64_t q = begin; q < end; q += kBlockQuads) {
         const int64_t last = q + kBlockQuads < end ? q + kBlockQuads : end;
         const int64_t from = QuadPosition(q, a.dim).element(a.dim);
@@ -184,7 +184,7 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
         if (a.row.s == 0.0f) {
             int i = 0;
             for (; i + 4 * W <= count; i += 4 * W)
-                update_vectors<E, 4>(a.row, a.terms, t, i, nullptr, per_sample);
+                update_vectors<E, 4>(a.row, a.terms, t, i, none, per_sample);
             for (; i < count; i += W) update(i, splat(0.0f));
         } else if (a.noise) {
             const auto* given = static_cast<const typename E::T*>(a.noise) + from;
