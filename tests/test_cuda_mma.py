@@ -4,6 +4,7 @@ the bit."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,15 +23,13 @@ TOLERANCE = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 PRECISIONS = ["float32", *TOLERANCE]
 
 
-def check_precision(plan: Plan, n: int, precision: str, **call: np.ndarray) -> None:
-    assert program(plan, precision, tensor_cores=True).path == "mma"
-    got = cuda_chain(plan, n, precision=precision, tensor_cores=True, **call)
+def check_precision(plan: Plan, n: int, precision: str, *, module: Any = None, **call: np.ndarray) -> None:
+    assert program(plan, precision, tensor_cores=True, module=module).path == "mma"
+    got = cuda_chain(plan, n, precision=precision, tensor_cores=True, module=module, **call)
     given = {k: torch.from_numpy(v) for k, v in {**stream(plan, n), **call}.items()}
     if "labels" in given:
         given["labels"] = given["labels"].long()
-    plain, exact = (
-        reference.run(plan, n, dtype=dtype, **given) for dtype in (torch.float32, torch.float64)
-    )
+    plain, exact = (reference.run(plan, n, dtype=dtype, **given) for dtype in (torch.float32, torch.float64))
     if precision == "float32":
         return check_rule(got, plain, exact)
     error = np.sqrt(np.mean((got - exact.numpy()) ** 2)) / np.sqrt(np.mean(exact.numpy() ** 2))
