@@ -1,5 +1,5 @@
-"""Chains on tensor cores, run by the emulator: each precision beside float64, and what does not depend on it to
-the bit."""
+"""Chains on tensor cores, run by the emulator: each precision beside float64, and to the bit what does not
+depend on it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ SHAPES = [
     (31, (20, 30)),
     (33, (64,)),
     (64, (50, 64)),
+    (3, (128, 100)),
+    (8, (65,)),
 ]
 
 
@@ -154,8 +156,8 @@ def test_values_beyond_float16_are_not_hidden() -> None:
 
 
 OBSTACLES: dict[str, tuple[Plan, Arrays, str]] = {
-    "width": (random_plan(0, 3, (65,)), {}, "a layer is wider than 64"),
-    "dim": (random_plan(0, 65, (9,)), {}, "a layer is wider than 64"),
+    "width": (random_plan(0, 3, (129,)), {}, "a layer is wider than 128"),
+    "dim": (random_plan(0, 65, (9,)), {}, "a layer is wider than 64, and a sample than 8"),
     "depth": (random_plan(0, 3, (4,) * 8), {}, "it has not 2 to 8 layers"),
     "branching": (random_plan(6, 3, (24, 24), branching=True), {}, "not a chain of linear layers"),
     "quantile": (with_rows(random_plan(0, 3), quantile=0.5, clip=2.0), {}, "a row takes statistics"),

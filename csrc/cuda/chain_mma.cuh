@@ -77,19 +77,22 @@ struct MmaWarp {
 
     // ---- noise
 
-    // The normals of a quad: of row g for even t, of row g + 8 for odd, elements 8 c + 4 (t / 2) and on.
+    // The normals of a quad: of row g of tile m for even t, of row g + 8 for odd.
     // often: in the chain's loop, where the code is not shared and its keys come as constants.
     template <bool often>
-    __device__ void draw(uint32_t word, int m, int c, float (&v)[4]) const {
+    __device__ void draw(uint32_t word, int m, int quad, float (&v)[4]) const {
         const uint64_t index = a.start + uint64_t(sample(m, t % 2));
-        const uint32_t quad = uint32_t(2 * c + t / 2), low = uint32_t(index), high = uint32_t(index >> 32);
-        if (often && !a.device_seed) return normal4<ScalarLanes>(a.keys, quad, word, low, high, v);
-        const float4 z = shared_normal4(a.device_seed ? device_keys : a.keys, quad, word, low, high);
+        const uint32_t low = uint32_t(index), high = uint32_t(index >> 32);
+        if (often && !a.device_seed)
+            return normal4<ScalarLanes>(a.keys, uint32_t(quad), word, low, high, v);
+        const float4 z = shared_normal4(a.device_seed ? device_keys : a.keys, uint32_t(quad), word, low, high);
         v[0] = z.x;
         v[1] = z.y;
         v[2] = z.z;
         v[3] = z.w;
     }
+
+    __device__ int quad(int c) const { return 2 * c + t / 2; }  // the one that holds this thread's columns
 
     // To each thread the normals of its four elements: neighbours swap halves of their quads. `component` is
     // not 0 in one and two dimensions only, where thread 0 of four holds all elements.
@@ -103,6 +106,21 @@ struct MmaWarp {
         z[1] = odd ? other1 : low1;
         z[2] = odd ? v[2] : other0;
         z[3] = odd ? v[3] : other1;
+    }
+
+    // The step's normals of eight columns of a tile; `fresh`: not from the quads drawn for the step before. With
+    // up to four columns half of the threads would draw what nobody has: of two tiles they draw the second.
+    __device__ void noise(uint32_t word, bool fresh, uint32_t component, int m, int c, float (&quads)[M][4],
+                          float (&z)[4]) const {
+        if (M == 2 && a.program.dim <= 4) {
+            if (m == 0 && fresh) draw<true>(word, t / 2, 0, quads[0]);
+            spread(quads[0], component, z);
+#pragma unroll
+            for (int r = 0; m == 1 && r < 4; ++r) z[r] = __shfl_xor_sync(~0u, z[r], 2);
+            return;
+        }
+        if (D > 1 || fresh) draw<true>(word, m, quad(c), quads[m]);
+        spread(quads[m], component, z);
     }
 
     // ---- the network
@@ -255,7 +273,7 @@ struct MmaWarp {
 #pragma unroll
             for (int c = 0; c < D; ++c) {
                 float v[4] = {};
-                if (!a.x_T) draw<false>(uint32_t(kPurposeInitial) << 28, m, c, v);
+                if (!a.x_T) draw<false>(uint32_t(kPurposeInitial) << 28, m, quad(c), v);
                 spread(v, 0, x[m][c]);
             }
         }
@@ -295,7 +313,7 @@ struct MmaWarp {
 #pragma unroll
                 for (int c = 0; c < D; ++c) {
                     float v[4];
-                    draw<false>(uint32_t(i) | uint32_t(kPurposeForward) << 28, m, c, v);
+                    draw<false>(uint32_t(i) | uint32_t(kPurposeForward) << 28, m, quad(c), v);
                     spread(v, 0, z[m][c]);
                 }
         }
@@ -361,12 +379,10 @@ struct MmaWarp {
 #pragma unroll
                 for (int c = 0; c < D; ++c) {
                     float z[4] = {};
-                    if (draws) {
-                        if (D > 1 || word != drawn) draw<true>(word, m, c, quads[m]);
-                        spread(quads[m], component, z);
-                    } else if (row.s != 0.0f) {
+                    if (draws)
+                        noise(word, word != drawn, component, m, c, quads, z);
+                    else if (row.s != 0.0f)
                         given_noise(i, m, c, z);
-                    }
                     update_tile(row, m, c, F[m][c], z);
                 }
             drawn = word;

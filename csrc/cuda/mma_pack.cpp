@@ -8,7 +8,7 @@
 namespace df::cuda {
 namespace {
 
-constexpr int kWidths[] = {32, 64};  // with x of up to 8 columns, or as many as the width
+constexpr int kWidths[] = {32, 64, 128};  // with x of up to 8 columns, or as many as the width
 constexpr float kLargestFloat16 = 65504.0f, kSplitScale = 2048.0f;
 
 // Whether the ops are a chain of linear layers from x to the output.
@@ -125,10 +125,13 @@ std::string mma_obstacle(const Plan& plan, Precision precision, const DeviceLimi
     if (!obstacle.empty()) return obstacle;
     int widest = int(plan.header.dim);
     for (const TileOp& op : plan.ops) widest = std::max(widest, int(op.n_out));
-    if (widest > kWidths[1]) return "a layer is wider than 64";
-    const int width = widest <= kWidths[0] ? kWidths[0] : kWidths[1];
-    const int eights = plan.header.dim <= 8 ? 1 : width / 8;
-    shape = {precision, width, eights, precision != Precision::kFloat32 && eights == 1 ? 2 : 1, 0};
+    const auto* width = std::find_if(std::begin(kWidths), std::end(kWidths),
+                                     [widest](int w) { return w >= widest; });
+    if (width == std::end(kWidths)) return "a layer is wider than 128";
+    if (*width == 128 && plan.header.dim > 8) return "a layer is wider than 64, and a sample than 8";
+    const int eights = plan.header.dim <= 8 ? 1 : *width / 8;
+    const bool two_tiles = precision != Precision::kFloat32 && eights == 1 && *width <= 64;  // by registers
+    shape = {precision, *width, eights, two_tiles ? 2 : 1, 0};
     if (precision != Precision::kBfloat16 && !weights_fit_float16(plan))
         return "a weight lies beyond the range of float16";
     shape.shared_bytes = shared_bytes(plan, shape);
