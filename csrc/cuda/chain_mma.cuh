@@ -83,9 +83,9 @@ struct MmaWarp {
     __device__ void draw(uint32_t word, int m, int quad, float (&v)[4]) const {
         const uint64_t index = a.start + uint64_t(sample(m, t % 2));
         const uint32_t low = uint32_t(index), high = uint32_t(index >> 32);
-        if (often && !a.device_seed)
-            return normal4<ScalarLanes>(a.keys, uint32_t(quad), word, low, high, v);
-        const float4 z = shared_normal4(a.device_seed ? device_keys : a.keys, uint32_t(quad), word, low, high);
+        if (often && !a.device_seed) return normal4<ScalarLanes>(a.keys, uint32_t(quad), word, low, high, v);
+        const float4 z =
+            shared_normal4(a.device_seed ? device_keys : a.keys, uint32_t(quad), word, low, high);
         v[0] = z.x;
         v[1] = z.y;
         v[2] = z.z;
@@ -108,8 +108,9 @@ struct MmaWarp {
         z[3] = odd ? v[3] : other1;
     }
 
-    // The step's normals of eight columns of a tile; `fresh`: not from the quads drawn for the step before. With
-    // up to four columns half of the threads would draw what nobody has: of two tiles they draw the second.
+    // The step's normals of eight columns of a tile; `fresh`: not from the quads drawn for the step before.
+    // With up to four columns half of the threads would draw what nobody has: of two tiles they draw the
+    // second.
     __device__ void noise(uint32_t word, bool fresh, uint32_t component, int m, int c, float (&quads)[M][4],
                           float (&z)[4]) const {
         if (M == 2 && a.program.dim <= 4) {

@@ -125,8 +125,8 @@ std::string mma_obstacle(const Plan& plan, Precision precision, const DeviceLimi
     if (!obstacle.empty()) return obstacle;
     int widest = int(plan.header.dim);
     for (const TileOp& op : plan.ops) widest = std::max(widest, int(op.n_out));
-    const auto* width = std::find_if(std::begin(kWidths), std::end(kWidths),
-                                     [widest](int w) { return w >= widest; });
+    const auto* width =
+        std::find_if(std::begin(kWidths), std::end(kWidths), [widest](int w) { return w >= widest; });
     if (width == std::end(kWidths)) return "a layer is wider than 128";
     if (*width == 128 && plan.header.dim > 8) return "a layer is wider than 64, and a sample than 8";
     const int eights = plan.header.dim <= 8 ? 1 : *width / 8;
