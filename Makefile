@@ -8,13 +8,14 @@ CXX_SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu
 PYTHON_SOURCES := setup.py diffusion_fast tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint format build clean
+.PHONY: help demo test test-slow bench lint format build cuda gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       train a small model, draw a million samples, show speed and distance"
 	@echo "make test       the tests for every change          make test-slow  the long ones"
 	@echo "make bench      measure against peers and the machine's own ceiling"
+	@echo "make cuda       build with the CUDA kernels    make gpu-check  prove and measure them on a device"
 	@echo "make lint       ruff, mypy, clang-format            make format     apply the formatters"
 	@echo "make clean      remove what was built (.venv stays)"
 
@@ -40,6 +41,13 @@ $(STAMP)test $(STAMP)dev $(STAMP)bench: $(STAMP)%: $(STAMP)package
 
 build: $(STAMP)package
 	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+cuda: $(STAMP)package
+	@DIFFUSION_FAST_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+# Exit code 2 where there is no device.
+gpu-check: $(STAMP)bench $(STAMP)test cuda
+	@$(BIN)/python -m benchmarks.gpu_check
 
 demo: build
 	@$(BIN)/diffusion-fast demo --force

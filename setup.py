@@ -3,13 +3,19 @@
 ninja compiles the objects in parallel and rebuilds only what changed: every object carries a depfile, so an
 edited header rebuilds what includes it, and a changed flag what it touches. Nothing here needs torch.
 
+The CUDA kernels are built where nvcc is found, with the CUDA runtime inside: no CUDA library is needed to
+import them, and a package built without nvcc works on the CPU.
+
 Environment: CXX chooses the compiler; CPPFLAGS, CFLAGS, CXXFLAGS and LDFLAGS are added to the flags below.
+CUDACXX chooses nvcc, NVCC_APPEND_FLAGS adds to its flags. DIFFUSION_FAST_CUDA=0 leaves CUDA out, 1 requires
+it.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -32,6 +38,17 @@ ISA_FLAGS: dict[str, list[str]] = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512}
 HAVE_ISA = [f"-DDF_HAVE_{isa.upper()}" for isa in ISA_FLAGS if isa != "portable"]
+
+# sm_90a is for H100 and H200 alone; 8.7, 10.3 and 12.1 run the code of 8.6, 10.0 and 12.0; the PTX serves
+# what is newer than either. Products are not contracted, as above.
+OLDEST_NVCC = (12, 8)
+REAL = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ("80", "86", "89", "90a", "100", "120")]
+PTX = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ("80", "120")]
+HOST = "-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra"
+NVCC = ["-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", f"-Xcompiler={HOST}"]
+NVCC += [*REAL, *PTX, "--compress-mode=size", "--threads=2"]
+# Nothing of the runtime inside is visible: torch has a runtime of its own in the same process.
+CUDA_LINK = ["-shared", "--cudart=static", "--no-device-link", "-Xlinker=--exclude-libs=ALL"]
 
 
 class NinjaFile:
@@ -87,51 +104,120 @@ def python_flags() -> list[str]:
     return [f"-isystem{folder}" for folder in sorted(folders)]
 
 
-def cpu_objects() -> list[tuple[Path, str, list[str]]]:
-    """(source, object's name, extra flags) for each object of diffusion_fast._cpu, in link order.
+def find_nvcc() -> str | None:
+    """nvcc's command, or None where CUDA is left out; an error where it is required and cannot be built."""
+    wanted = os.environ.get("DIFFUSION_FAST_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise CompileError(
+            f"DIFFUSION_FAST_CUDA: got {wanted!r}; accepted: 0 (leave CUDA out), 1 (require it)"
+        )
+    if wanted == "0":
+        return None
+    places = [os.environ.get("CUDACXX"), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    found = next((path for path in filter(None, places) if shutil.which(path)), None)
+    if found is None:
+        problem = "nvcc was not found: install the CUDA toolkit, or set CUDACXX to its nvcc"
+    else:
+        told = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+        version = re.search(r"release (\d+)\.(\d+)", told)
+        if version and tuple(map(int, version.groups())) >= OLDEST_NVCC:
+            return found
+        what = f"is of release {version[1]}.{version[2]}" if version else "does not tell its release"
+        problem = f"{found} {what}: release {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]} or later is needed"
+    if wanted == "1":
+        raise CompileError(f"DIFFUSION_FAST_CUDA=1, but {problem}")
+    return None
+
+
+Object = tuple[Path, str, list[str]]  # source, object's name, extra flags
+
+
+def plain_objects(*patterns: str) -> list[Object]:
+    """The sources that match, each compiled once."""
+    sources = [path.relative_to(ROOT) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    return [
+        (
+            path,
+            "_".join(path.with_suffix("").parts[1:]),
+            python_flags() if path.name.startswith("bind_") else [],
+        )
+        for path in sources
+    ]
+
+
+def cpu_objects() -> list[Object]:
+    """The objects of diffusion_fast._cpu in link order.
 
     Of an inline function that several objects hold, the linker keeps the first copy. So the plain objects
     come first and the widest instruction set last: otherwise an old CPU could run into an AVX-512 copy of a
     standard container.
     """
     kernels = Path("csrc/cpu/kernels.cpp")
-    sources = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
-    objects: list[tuple[Path, str, list[str]]] = []
-    for source in (path.relative_to(ROOT) for path in sources):
-        if source != kernels and source.name != "bind_cuda.cpp":
-            extra = python_flags() if source.name.startswith("bind_") else []
-            objects.append((source, "_".join(source.with_suffix("").parts[1:]), extra))
+    plain = plain_objects("csrc/*.cpp", "csrc/cpu/*.cpp")
+    objects = [o for o in plain if o[0] != kernels and not o[0].name.startswith("bind_cuda")]
     return objects + [(kernels, f"kernels_{isa}", [f"-DDF_ISA={isa}", *f]) for isa, f in ISA_FLAGS.items()]
 
 
-class NinjaBuild(build_ext):
-    """Lets ninja build each extension under build/, then copies it to where setuptools wants it."""
+def cuda_objects() -> list[Object]:
+    return plain_objects(
+        "csrc/bind_cuda*.cpp", "csrc/plan.cpp", "csrc/slots.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu"
+    )
 
-    def build_extension(self, ext: Extension) -> None:
-        output = Path(self.get_ext_fullpath(ext.name))
+
+CUDA = "diffusion_fast._cuda"
+OBJECTS = {"diffusion_fast._cpu": cpu_objects, CUDA: cuda_objects}
+
+
+class NinjaBuild(build_ext):
+    """Lets ninja build the extensions under build/, then copies them to where setuptools wants them."""
+
+    def build_extensions(self) -> None:
         folder = Path("build") / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         cxx = find_compiler()
         link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
         ninja = NinjaFile(folder)
         ninja.rule("cxx", f"{cxx} -MMD -MF $out.d $flags -c $in -o $out", depfile=True)
         ninja.rule("link", f"{cxx} {link} -pthread $in -o $out $flags")
+        if nvcc:
+            host = f"{shlex.quote(nvcc)} -ccbin {shlex.quote(shlex.split(cxx)[0])}"
+            ninja.rule("nvcc", f"{host} -MMD -MF $out.d $flags -c $in -o $out", depfile=True)
+            ninja.rule("nvcc_link", f"{host} $in -o $out $flags")
 
         user = environment_flags("CPPFLAGS", "CFLAGS", "CXXFLAGS")
-        objects = []
-        for source, name, extra in cpu_objects():
-            objects.append(folder / f"{name}.o")
-            ninja.edge("cxx", objects[-1], [source], [*OPTIMIZE, *user, *REQUIRED, *HAVE_ISA, *extra])
-        library = folder / output.name
-        ninja.edge("link", library, objects, environment_flags("LDFLAGS"))
+        link_flags = {"link": environment_flags("LDFLAGS"), "nvcc_link": CUDA_LINK}
+        made: set[Path] = set()  # plan.o is in both
+        outputs = {ext.name: Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions}
+        for extension, output in outputs.items():
+            objects = []
+            for source, name, extra in OBJECTS[extension]():
+                objects.append(folder / f"{name}.o")
+                if objects[-1] in made:
+                    continue
+                made.add(objects[-1])
+                if source.suffix == ".cu":
+                    ninja.edge("nvcc", objects[-1], [source], NVCC)
+                else:
+                    ninja.edge("cxx", objects[-1], [source], [*OPTIMIZE, *user, *REQUIRED, *HAVE_ISA, *extra])
+            rule = "nvcc_link" if extension == CUDA else "link"
+            ninja.edge(rule, folder / output.name, objects, link_flags[rule])
 
         ninja.run(ROOT / folder / "build.ninja", self.parallel, bool(os.environ.get("VERBOSE")))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # A running process may have the old file mapped: replace it, never write into it.
-        output.unlink(missing_ok=True)
-        shutil.copy2(ROOT / library, output)
+        for output in outputs.values():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            # A running process may have the old file mapped: replace it, never write into it.
+            output.unlink(missing_ok=True)
+            shutil.copy2(ROOT / folder / output.name, output)
+        if CUDA not in outputs:  # an older build's kernels would not go with the rest
+            Path(self.get_ext_fullpath(CUDA)).unlink(missing_ok=True)
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        if not nvcc:
+            (ROOT / self.get_ext_filename(CUDA)).unlink(missing_ok=True)
 
 
+nvcc = find_nvcc()
 setup(
-    ext_modules=[Extension("diffusion_fast._cpu", sources=[], language="c++")],
+    ext_modules=[Extension(name, sources=[], language="c++") for name in OBJECTS if nvcc or name != CUDA],
     cmdclass={"build_ext": NinjaBuild},
 )

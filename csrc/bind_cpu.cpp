@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "bind_checks.h"
+#include "bind_step_args.h"
 #include "cpu/run.h"
 
 namespace py = pybind11;
@@ -105,11 +105,7 @@ py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, 
 
 void normal(uintptr_t out, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
             uint32_t purpose, uint32_t substream, int threads, const std::string& isa) {
-    check_range(n, dim, start);
-    require(out != 0 || n == 0, "out: a null pointer");
-    require(step < (1u << 28) && purpose < 16 && substream < (1u << 16),
-            "step, purpose or substream out of range");
-    const NoiseArgs a{pointer<float>(out), n, dim, start, seed, step, Purpose(purpose), substream};
+    const NoiseArgs a = noise_args(out, n, dim, start, seed, step, purpose, substream);
     const Kernels& k = chosen(isa);
     check_threads(threads);
     const py::gil_scoped_release release;

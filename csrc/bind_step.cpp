@@ -4,10 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <iterator>
 #include <new>
 
-#include "bind_checks.h"
+#include "bind_step_args.h"
 #include "bind_tensor.h"
 #include "cpu/run.h"
 
@@ -18,46 +17,9 @@ namespace {
 
 using namespace df::cpu;
 
-constexpr uint32_t kHistoryTerms[] = {kTermC1, kTermC2, kTermC3};
-
-// tensors: the addresses of out, x, model_output, uncond_output, guidance_scale, h1, h2, h3, log_variance,
-// noise and prediction, 0 where absent; scale: one for all samples where guidance_scale is. A tuple, for a
-// long list of arguments takes longer than a small step.
 void reverse_step(const py::bytes& row, uint32_t terms, uint32_t dtype, const py::tuple& tensors, float scale,
                   int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step, int threads) {
-    StepArgs a{};
-    require(PyBytes_GET_SIZE(row.ptr()) == sizeof(StepRow), "row: not 80 bytes");
-    std::memcpy(&a.row, PyBytes_AS_STRING(row.ptr()), sizeof(StepRow));
-    check_range(n, dim, start);
-    require(dtype <= uint32_t(Dtype::kFloat16), "dtype: unknown");
-    require(step < (1u << 28), "step: accepted: below 2^28");
-    void* at[11];
-    require(tensors.size() == std::size(at), "tensors: not 11 addresses");
-    for (size_t i = 0; i < std::size(at); ++i) {
-        at[i] = PyLong_AsVoidPtr(PyTuple_GET_ITEM(tensors.ptr(), py::ssize_t(i)));
-        if (!at[i] && PyErr_Occurred()) throw py::error_already_set();
-    }
-    a.terms = terms;
-    a.dtype = Dtype(dtype);
-    a.out = at[0];
-    a.x = at[1];
-    a.model_output = at[2];
-    a.uncond_output = at[3];
-    a.guidance_scale = at[4] ? static_cast<const float*>(at[4]) : &scale;
-    a.guidance_stride = at[4] ? 1 : 0;
-    std::copy_n(at + 5, 3, a.history);
-    a.log_variance = at[8];
-    a.noise = at[9];
-    a.prediction = at[10];
-    require(n == 0 || (a.out && a.x), "x: a null pointer");
-    require(!a.uncond_output || a.model_output, "uncond_output: needs model_output");
-    for (int i = 0; i < 3; ++i)
-        require(a.history[i] || !(terms & kHistoryTerms[i]), "history: the row needs more tensors");
-    a.n = n;
-    a.dim = dim;
-    a.start = start;
-    a.seed = seed;
-    a.step = step;
+    const StepArgs a = step_args(row, terms, dtype, tensors, scale, n, dim, start, seed, step);
     check_threads(threads);
     const py::gil_scoped_release release;
     run_step(kernels(), a, threads);
@@ -169,11 +131,10 @@ PyObject* small_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
     if (evaluates != (a.model_output != nullptr) || (a.uncond_output && !evaluates)) Py_RETURN_NONE;
     for (int i = 0; i < 3; ++i)
         if (!a.history[i] && (a.terms & kHistoryTerms[i])) Py_RETURN_NONE;
-    float scale = 1.0f;
     if (a.uncond_output) {
         if (!PyFloat_CheckExact(given[kScale])) Py_RETURN_NONE;
-        scale = float(PyFloat_AS_DOUBLE(given[kScale]));
-        if (!std::isfinite(scale)) Py_RETURN_NONE;
+        a.guidance_scale = float(PyFloat_AS_DOUBLE(given[kScale]));
+        if (!std::isfinite(a.guidance_scale)) Py_RETURN_NONE;
     } else if (given[kScale] != Py_None) {
         Py_RETURN_NONE;
     }
@@ -200,7 +161,6 @@ PyObject* small_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
     a.x = t.x.data;
     a.out = t.out.data;
     a.prediction = t.prediction.data;
-    a.guidance_scale = &scale;
     a.n = t.x.shape[0];
     a.dim = t.x.numel / a.n;
     a.step = uint32_t(step);

@@ -107,11 +107,11 @@ bool plain_tensor(PyObject* object, PlainTensor& out) {
     if (view.device_type != dlpack::kCpu || view.lanes != 1 || view.ndim < 1 || !contiguous(view))
         return false;
     if (view.code == dlpack::kFloat && view.bits == 32)
-        out.dtype = cpu::Dtype::kFloat32;
+        out.dtype = Dtype::kFloat32;
     else if (view.code == dlpack::kBfloat && view.bits == 16)
-        out.dtype = cpu::Dtype::kBfloat16;
+        out.dtype = Dtype::kBfloat16;
     else if (view.code == dlpack::kFloat && view.bits == 16)
-        out.dtype = cpu::Dtype::kFloat16;
+        out.dtype = Dtype::kFloat16;
     else
         return false;
     out.data = static_cast<char*>(view.data) + view.byte_offset;

@@ -4,8 +4,8 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
-#include "cpu/kernels.h"
 #include "dlpack.h"
+#include "step_args.h"
 
 namespace df {
 
@@ -14,10 +14,10 @@ struct PlainTensor {
     void* data;
     const int64_t* shape;
     int ndim;
-    cpu::Dtype dtype;
+    Dtype dtype;
     int64_t numel;
 
-    int64_t bytes() const { return numel * (dtype == cpu::Dtype::kFloat32 ? 4 : 2); }
+    int64_t bytes() const { return numel * (dtype == Dtype::kFloat32 ? 4 : 2); }
     bool like(const PlainTensor& other) const;
     bool overlaps(const PlainTensor& other) const;
 };

@@ -16,8 +16,10 @@
 #include <cstring>
 
 #if defined(__CUDACC__)
+#define DF_ANYWHERE __host__ __device__
 #define DF_INLINE __host__ __device__ __forceinline__
 #else
+#define DF_ANYWHERE
 // Forced inlining: a copy compiled for one instruction set must never serve another.
 #define DF_INLINE inline __attribute__((always_inline))
 #endif
@@ -86,6 +88,7 @@ struct ScalarLanes {
 struct RoundKeys {
     uint32_t k0[10], k1[10];
 
+    RoundKeys() = default;
     DF_INLINE explicit RoundKeys(uint64_t seed) {
         for (uint32_t i = 0; i < 10; ++i) {
             k0[i] = uint32_t(seed) + i * 0x9E3779B9u;
@@ -96,7 +99,9 @@ struct RoundKeys {
 
 template <class L>
 DF_INLINE void philox4x32_10(typename L::U c[4], const RoundKeys& keys) {
-#if defined(__CUDA_ARCH__) || defined(__GNUC__)
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#elif defined(__GNUC__) && !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
     for (int round = 0; round < 10; ++round) {

@@ -14,9 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusion_fast import datasets, metrics, models, noise, ops, plotting, reference, solvers
+    from diffusion_fast import cuda, datasets, metrics, models, noise, ops, plotting, reference, solvers
     from diffusion_fast.capture import CaptureError
     from diffusion_fast.checkpoint import Checkpoint, load, save
+    from diffusion_fast.cuda import cuda_available
     from diffusion_fast.plan import Plan
     from diffusion_fast.sampler import Sampler, sample
     from diffusion_fast.schedules import NoiseSchedule
@@ -39,6 +40,8 @@ __all__ = [
     "StepTable",
     "TrainingHistory",
     "build_info",
+    "cuda",
+    "cuda_available",
     "datasets",
     "load",
     "metrics",
@@ -67,12 +70,13 @@ _HOME = {
     "StepRow": "solvers.table",
     "StepTable": "solvers.table",
     "TrainingHistory": "training",
+    "cuda_available": "cuda",
     "load": "checkpoint",
     "sample": "sampler",
     "save": "checkpoint",
     "train": "training",
 }
-_MODULES = {"datasets", "metrics", "models", "noise", "ops", "plotting", "reference", "solvers"}
+_MODULES = {"cuda", "datasets", "metrics", "models", "noise", "ops", "plotting", "reference", "solvers"}
 
 
 def __getattr__(name: str) -> Any:
@@ -90,14 +94,18 @@ def __dir__() -> list[str]:
 
 
 def build_info() -> dict[str, Any]:
-    """Version, the instruction sets this build has and this processor runs, the one in use, and torch's."""
+    """Version, the instruction sets this build has and this processor runs, the one in use, and torch's.
+
+    "cuda": whether its kernels can be used, else why not and what to do; versions and architectures.
+    """
     import torch
 
-    from diffusion_fast import _cpu
+    from diffusion_fast import _cpu, cuda
 
     return {
         "version": __version__,
         "instruction_sets": _cpu.isas(),
         "instruction_set": _cpu.isa(),
+        "cuda": cuda.info(),
         "torch": torch.__version__,
     }

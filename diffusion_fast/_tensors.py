@@ -13,21 +13,34 @@ from torch import Tensor
 from diffusion_fast import _checks, _cpu
 
 _cpu.use_torch(Tensor, torch.empty_like, getattr(Tensor, "__dlpack_c_exchange_api__", None))
+CPU = torch.device("cpu")
 _LARGE = 1 << 22  # bytes; smaller blocks come from malloc's arenas, already mapped
 
 
-def given(name: str, tensor: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """A dense CPU tensor of this dtype and shape that needs no gradient, made contiguous where it is not."""
+def given(
+    name: str, tensor: Any, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device = CPU
+) -> Tensor:
+    """A dense tensor of this dtype, shape and device that needs no gradient; contiguous, or made so."""
     fits = isinstance(tensor, Tensor) and tensor.dtype is dtype and tensor.shape == shape
-    if not fits or not tensor.is_cpu or tensor.layout is not torch.strided:
-        accepted = f"a {dtype} tensor of shape {tuple(shape)} on the CPU"
+    if not fits or tensor.layout is not torch.strided or not _is_on(tensor, device):
+        accepted = f"a {dtype} tensor of shape {tuple(shape)} on {_the(device)}"
         error = _checks.bad_value if isinstance(tensor, Tensor) else _checks.bad_type
         raise error(name, tensor, accepted)
     if tensor.requires_grad:
         no_gradient(name, tensor)
     if tensor.is_contiguous() and not tensor.is_neg():
+        if device is not CPU and tensor.data_ptr() % tensor.element_size():
+            raise _checks.bad_value(name, f"memory at {tensor.data_ptr():#x}", "whole elements' addresses")
         return tensor
     return tensor.contiguous().resolve_neg()
+
+
+def _is_on(tensor: Tensor, device: torch.device) -> bool:
+    return tensor.is_cpu if device is CPU else tensor.device == device
+
+
+def _the(device: torch.device) -> str:
+    return "the CPU" if device is CPU else str(device)
 
 
 def no_gradient(name: str, tensor: Tensor) -> None:
@@ -43,8 +56,9 @@ def output(
     inputs: Sequence[Tensor | None],
     *,
     in_place: bool,
+    device: torch.device = CPU,
 ) -> Tensor:
-    """Memory to write to: a contiguous CPU tensor, or a writable float32 NumPy array, that overlaps no input.
+    """Memory to write to: a contiguous tensor, or a writable float32 NumPy array, that overlaps no input.
 
     in_place allows the very same memory as an input, where each element is read before it is written.
     """
@@ -52,13 +66,15 @@ def output(
     if isinstance(out, np.ndarray):
         if not out.flags.writeable or not out.flags.c_contiguous:
             state = f"strides {out.strides}" if out.flags.writeable else "read-only"
-            raise _checks.bad_value(name, f"{_checks.describe(out)}, {state}", _writable(dtype, shape))
+            raise _checks.bad_value(
+                name, f"{_checks.describe(out)}, {state}", _writable(dtype, shape, device)
+            )
         if out.dtype != np.float32:
-            raise _checks.bad_value(name, out, _writable(dtype, shape))
+            raise _checks.bad_value(name, out, _writable(dtype, shape, device))
         tensor = torch.from_numpy(out)
-    if given(name, tensor, dtype, shape) is not tensor:
+    if given(name, tensor, dtype, shape, device) is not tensor:
         strides = f"{_checks.describe(tensor)}, strides {tensor.stride()}"
-        raise _checks.bad_value(name, strides, _writable(dtype, shape))
+        raise _checks.bad_value(name, strides, _writable(dtype, shape, device))
     no_overlap(name, tensor, inputs, in_place=in_place)
     return tensor
 
@@ -74,13 +90,14 @@ def no_overlap(name: str, tensor: Tensor, inputs: Sequence[Tensor | None], *, in
             raise _checks.bad_value(name, tensor, "memory that overlaps no other argument")
 
 
-def _writable(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    return f"a writable, contiguous {dtype} tensor or array of shape {tuple(shape)} on the CPU"
+def _writable(dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> str:
+    return f"a writable, contiguous {dtype} tensor or array of shape {tuple(shape)} on {_the(device)}"
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """A contiguous, uninitialised tensor of x's shape and dtype; a large one in memory that goes round."""
-    if x.nbytes < _LARGE:
+    """A contiguous, uninitialised tensor of x's shape and dtype where x is; on the CPU a large one is in
+    memory that goes round."""
+    if x.nbytes < _LARGE or not x.is_cpu:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     memory = torch.frombuffer(_cpu.Block(x.nbytes), dtype=torch.uint8)
     new = torch.empty(0, dtype=x.dtype)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffusion_fast import _checks, _cpu, _tensors, threads
+from diffusion_fast import _checks, _cpu, _tensors, cuda, threads
 
 PURPOSES = {"step": 0, "initial": 1, "forward": 3}
 MAX_STEP = (1 << 28) - 1
@@ -35,12 +35,14 @@ def normal(
     purpose: str = "step",
     start: int = 0,
     substream: int = 0,
+    device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Standard normals of samples start .. start + n - 1 at one step: an (n, dim) float32 tensor on the CPU.
+    """Standard normals of samples start .. start + n - 1 at one step: an (n, dim) float32 tensor.
 
     seed: int in [0, 2^64), or a torch.Generator from which one is drawn. step: position of the row in its
     table, below 2^28. purpose: "step", "initial" (x_T) or "forward" (noising of data). start + n <= 2^48.
-    substream: 16 bits, for methods that draw several candidates.
+    substream: 16 bits, for methods that draw several candidates. device: the CPU (None), or a CUDA device,
+    where the same bits are drawn on torch's current stream.
 
     Raises ValueError or TypeError naming the argument.
 
@@ -51,10 +53,17 @@ def normal(
     if torch.compiler.is_compiling():
         from diffusion_fast import compile_ops
 
+        if device is not None:
+            raise _checks.bad_value("device", device, "None, in a compiled function")
         return compile_ops.normal(
             n, dim, seed=seed, step=step, purpose=purpose, start=start, substream=substream
         )
     count, first, key, index, use = _check(n, dim, seed, step, purpose, start, substream)
+    place = _tensors.CPU if device is None else cuda.device_of("device", device)
+    if place.type == "cuda":
+        out = torch.empty((count, dim), dtype=torch.float32, device=place)
+        cuda.normal(out, first, key, index, use, substream)
+        return out
     out = _tensors.allocate((count, dim))
     _cpu.normal(out.data_ptr(), count, dim, first, key, index, use, substream, threads.resolve(None))
     return out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diffusion_fast.plan import Plan, TileProgram, build_plan
+from diffusion_fast.plan_validation import terms_of
 from diffusion_fast.solvers.table import EVAL, PUSH, ROW_DTYPE, StepTable
 from diffusion_fast.tile_ops import ACTIVATIONS, LinearOp
 
@@ -104,6 +106,26 @@ def random_plan(
         branching=branching,
     )
     return build_plan(table, program, branches=branches)
+
+
+def with_rows(plan: Plan, **columns: np.ndarray) -> Plan:
+    """The plan with other values in columns of its rows."""
+    rows = plan.rows.copy()
+    for name, values in columns.items():
+        rows[name] = values
+    return replace(plan, rows=rows, terms=terms_of(rows))
+
+
+def statistical_plan(seed: int, n_classes: int) -> Plan:
+    """A guided random plan whose rows have thresholds, rescale and guidance of their own."""
+    rng = np.random.default_rng(seed)
+    plan = random_plan(seed, int(rng.integers(2, 20)), (17, 9), n_classes=n_classes, branches=2)
+    rows = plan.rows
+    evaluated = rows["flags"] & EVAL == EVAL
+    quantile = np.where(rng.random(len(rows)) < 0.5, rng.uniform(0.1, 1, len(rows)), 0)
+    clip = np.where(quantile > 0, rng.uniform(1, 3, len(rows)), rows["clip"])
+    rescale = np.where(evaluated & (rng.random(len(rows)) < 0.5), rng.uniform(0, 1, len(rows)), 0)
+    return with_rows(plan, quantile=quantile, clip=clip, rescale=rescale)
 
 
 class ForeignNet(nn.Module):

@@ -397,3 +397,11 @@ def test_loop_by_hand_learns_as_train_does() -> None:
         with torch.no_grad():
             losses.append(float(((model(abar.sqrt() * data + (1 - abar).sqrt() * eps, t) - eps) ** 2).mean()))
     assert losses[0] == pytest.approx(losses[1], rel=0.1) and max(losses) < 0.6
+
+
+def test_calls_whose_overhead_is_measured() -> None:
+    from benchmarks.call_overhead import calls, microseconds
+
+    for call in calls().values():
+        call()
+    assert microseconds(lambda: None) < 10

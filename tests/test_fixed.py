@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from nets import random_plan
+from nets import statistical_plan
 from samplers import N_CLASSES, SCHEDULE, T, assert_close_as_torch, make_model
 from test_chain_bits import linear_plan
 from torch import Tensor, nn
 
 import diffusion_fast as df
 from diffusion_fast import _cpu, reference
-from diffusion_fast.plan_validation import terms_of
 from diffusion_fast.solvers.spacing import resolve_sigmas
 
 N = 130
@@ -241,15 +239,8 @@ def test_refusals_of_thresholds(options: dict[str, Any], pattern: str) -> None:
 def test_random_plans_with_every_flag(seed: int) -> None:
     """Rows with thresholds, rescale and guidance of their own on random programs: one set of bits, and the
     reference within the rule."""
-    rng = np.random.default_rng(seed)
-    dim = int(rng.integers(2, 20))
-    plan = random_plan(seed, dim, (17, 9), n_classes=N_CLASSES, branches=2)
-    rows = plan.rows.copy()
-    evaluated = rows["flags"] & 1 == 1
-    rows["quantile"] = np.where(rng.random(len(rows)) < 0.5, rng.uniform(0.1, 1, len(rows)), 0)
-    rows["clip"] = np.where(rows["quantile"] > 0, rng.uniform(1, 3, len(rows)), rows["clip"])
-    rows["rescale"] = np.where(evaluated & (rng.random(len(rows)) < 0.5), rng.uniform(0, 1, len(rows)), 0)
-    plan = replace(plan, rows=rows, terms=terms_of(rows))
+    plan = statistical_plan(seed, N_CLASSES)
+    dim = plan.dim
     labels = torch.arange(60, dtype=torch.int32) % N_CLASSES
     results = []
     for isa in _cpu.isas():

@@ -6,7 +6,11 @@
 // approximate reciprocals: the bits are the same on every instruction set.
 #pragma once
 #include "../plan.h"
+#if defined(__CUDACC__) || defined(DF_EMULATED)
+#include "../cuda/one_lane.h"
+#else
 #include "simd.h"
+#endif
 
 namespace df::DF_ISA {
 
@@ -31,14 +35,14 @@ DF_INLINE vf exp_reduced(vf x, vf& n) {
 }
 
 // 2^n for integer n in [-126, 127]
-DF_INLINE vf power_of_two(vf n) { return vf((vu(__builtin_convertvector(n, vi)) + splat_bits(127)) << 23); }
+DF_INLINE vf power_of_two(vf n) { return vf((vu(to_signed(n)) + splat_bits(127)) << 23); }
 
 // p 2^n with one rounding, gradual underflow and overflow to infinity
 DF_INLINE vf scale(vf p, vf n) {
 #if defined(__AVX512F__)
     return _mm512_scalef_ps(p, n);
 #else
-    const vf half = __builtin_convertvector(__builtin_convertvector(n, vi) >> 1, vf);
+    const vf half = from_signed(to_signed(n) >> 1);
     return p * power_of_two(half) * power_of_two(n - half);
 #endif
 }
@@ -65,13 +69,21 @@ DF_INLINE vf log1p_unit(vf e) {
     return fma(s * y, polynomial(y, c), s + s);
 }
 
-DF_INLINE vf tanh(vf x) {  // x P(x^2) / Q(x^2) on |x| <= 9.02, where it is 1 to the last bit   (2.1e-8)
+// tanh(x) = the result / denominator:  x P(x^2) / Q(x^2) on |x| <= 9.02, where it is 1 to the last bit
+// (2.1e-8)
+DF_INLINE vf tanh_numerator(vf x, vf& denominator) {
     const vf limit = splat(9.02f);
     const vf v = max_keep_nan(-limit, min_keep_nan(limit, x)), y = v * v;
     const float p[] = {1.0f, 0.13379753f, 0.0034940755f, 2.0584115e-05f, 1.3319869e-08f};
     const float q[] = {1.0f, 0.4671307f, 0.02587123f, 0.0003283158f, 7.762363e-07f};
-    const vf t = v * polynomial(y, p) / polynomial(y, q);
-    return max_keep_nan(splat(-1.0f), min_keep_nan(splat(1.0f), t));
+    denominator = polynomial(y, q);
+    return v * polynomial(y, p);
+}
+
+DF_INLINE vf tanh(vf x) {
+    vf q;
+    const vf p = tanh_numerator(x, q);
+    return max_keep_nan(splat(-1.0f), min_keep_nan(splat(1.0f), p / q));
 }
 
 DF_INLINE vf sigmoid(vf x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }
@@ -151,7 +163,7 @@ DF_INLINE vf sine(vf x, int quarters) {
 }
 
 // x^c by 2^(c log2 x) in double, rounded once. Rarely used, so one lane at a time.
-inline __attribute__((always_inline)) float power_of(float base, double c) {
+DF_INLINE float power_of(float base, double c) {
     const double x = base < 0.0f ? -double(base) : double(base);
     const bool whole = c == double(int64_t(c)), odd = whole && (int64_t(c) & 1);
     if (c == 0.0) return 1.0f;
@@ -182,64 +194,71 @@ inline __attribute__((always_inline)) float power_of(float base, double c) {
     return float(sign * power * two_n);
 }
 
-template <class Op>
-DF_INLINE void map(const float* x, float* y, int count, Op f) {  // count: a multiple of W
-    for (int i = 0; i < count; i += W) store(y + i, f(load(x + i)));
-}
-
-// y[i] = f(x[i]), y may be x; a call handles a whole block, so the branch costs nothing
-static void apply(Function function, float param, const float* x, float* y, int count) {
+// use(f), f being the function on a vector
+template <class Use>
+DF_INLINE void with_function(Function function, float param, Use use) {
     const vf zero = splat(0.0f), k = splat(param);
     switch (function) {
         case Function::kRelu:
-            return map(x, y, count, [=](vf v) { return max_keep_nan(zero, v); });
+            return use([=](vf v) { return max_keep_nan(zero, v); });
         case Function::kLeakyRelu:
-            return map(x, y, count, [=](vf v) { return select(v > zero, v, v * k); });
+            return use([=](vf v) { return select(v > zero, v, v * k); });
         case Function::kElu:
-            return map(x, y, count, [=](vf v) { return select(v > zero, v, k * expm1_negative(v)); });
+            return use([=](vf v) { return select(v > zero, v, k * expm1_negative(v)); });
         case Function::kTanh:
-            return map(x, y, count, [](vf v) { return tanh(v); });
+            return use([](vf v) { return tanh(v); });
         case Function::kSigmoid:
-            return map(x, y, count, [](vf v) { return sigmoid(v); });
+            return use([](vf v) { return sigmoid(v); });
         case Function::kSilu:
-            return map(x, y, count, [](vf v) { return silu(v); });
+            return use([](vf v) { return silu(v); });
         case Function::kGelu:
-            return map(x, y, count, [](vf v) { return gelu(v); });
+            return use([](vf v) { return gelu(v); });
         case Function::kGeluTanh:
-            return map(x, y, count, [](vf v) { return gelu_tanh(v); });
+            return use([](vf v) { return gelu_tanh(v); });
         case Function::kSoftplus:
-            return map(x, y, count, [](vf v) { return softplus(v); });
+            return use([](vf v) { return softplus(v); });
         case Function::kMish:
-            return map(x, y, count, [](vf v) { return mish(v); });
+            return use([](vf v) { return mish(v); });
         case Function::kSin:
-            return map(x, y, count, [](vf v) { return sine(v, 0); });
+            return use([](vf v) { return sine(v, 0); });
         case Function::kCos:
-            return map(x, y, count, [](vf v) { return sine(v, 1); });
+            return use([](vf v) { return sine(v, 1); });
         case Function::kExp:
-            return map(x, y, count, [](vf v) { return exp(v); });
+            return use([](vf v) { return exp(v); });
         case Function::kLog:
-            return map(x, y, count, [](vf v) { return log(v); });
+            return use([](vf v) { return log(v); });
         case Function::kSqrt:
-            return map(x, y, count, [](vf v) { return sqrt(v); });
+            return use([](vf v) { return sqrt(v); });
         case Function::kAbs:
-            return map(x, y, count, [](vf v) { return abs(v); });
+            return use([](vf v) { return abs(v); });
         case Function::kReciprocal:
-            return map(x, y, count, [](vf v) { return splat(1.0f) / v; });
+            return use([](vf v) { return splat(1.0f) / v; });
         case Function::kPow:
-            for (int i = 0; i < count; ++i) y[i] = power_of(x[i], param);
-            return;
+            return use([=](vf v) {
+                for (int i = 0; i < W; ++i) v[i] = power_of(v[i], param);
+                return v;
+            });
         case Function::kClampMin:
-            return map(x, y, count, [=](vf v) { return max_keep_nan(k, v); });
+            return use([=](vf v) { return max_keep_nan(k, v); });
         case Function::kClampMax:
-            return map(x, y, count, [=](vf v) { return min_keep_nan(k, v); });
+            return use([=](vf v) { return min_keep_nan(k, v); });
         case Function::kAddConst:
-            return map(x, y, count, [=](vf v) { return v + k; });
+            return use([=](vf v) { return v + k; });
         case Function::kMulConst:
-            return map(x, y, count, [=](vf v) { return v * k; });
+            return use([=](vf v) { return v * k; });
         case Function::kIdentity:
         case Function::kCount:
-            if (x != y) memcpy(y, x, size_t(count) * sizeof(float));
+            return use([](vf v) { return v; });
     }
+}
+
+// y[i] = f(x[i]), y may be x; a call handles a whole block, so the branch costs nothing. count: a multiple
+// of W
+[[maybe_unused]] static void apply(Function function, float param, const float* x, float* y, int count) {
+    if (function == Function::kIdentity && x == y) return;
+    with_function(function, param, [=](auto f) {
+        for (int i = 0; i < count; i += W) store(y + i, f(load(x + i)));
+    });
 }
 
 }  // namespace df::DF_ISA

@@ -4,8 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../noise.h"
-#include "../plan.h"
+#include "../step_args.h"
 
 namespace df::cpu {
 
@@ -69,38 +68,7 @@ struct ChainArgs {
     void* watcher;
 };
 
-enum class Dtype : uint32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
-
-struct StepArgs {
-    StepRow row;
-    uint32_t terms;
-    Dtype dtype;                   // of every tensor below but noise
-    void* out;                     // (n, dim)
-    const void *x, *model_output;  // (n, dim)
-    const void* uncond_output;     // (n, dim), or null
-    const float* guidance_scale;   // (1) or (n)
-    int64_t guidance_stride;       // 0 or 1
-    void* history[3];              // (n, dim) each where used
-    void* prediction;              // (n, dim), or null: m is written there
-    const float* factor;           // (n), each sample's guidance rescale, or null: filled in by run_step
-    const float* threshold;        // (n), each sample's dynamic threshold, or null: filled in by run_step
-    const void* log_variance;      // (n, dim), or null: row.s is the noise scale
-    const void* noise;             // (n, dim) of dtype, or null: drawn from the stream
-    int64_t n, dim;
-    uint64_t start, seed;
-    uint32_t step;
-};
-
 constexpr int kStatisticsRows = 2, kStatisticsPadding = 16;
-
-struct NoiseArgs {
-    float* out;  // (n, dim)
-    int64_t n, dim;
-    uint64_t start, seed;
-    uint32_t step;
-    Purpose purpose;
-    uint32_t substream;
-};
 
 struct Kernels {
     const char* name;

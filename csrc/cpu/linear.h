@@ -16,10 +16,6 @@ constexpr int kBlock = 4;  // 12 + 3 + 1 of 16
 #endif
 constexpr int kVectors = 3;
 constexpr int kTile = kVectors * W;
-// A chain of 512 terms can round more than twice as much as torch's sums by blocks; with 128 none of 216
-// random nets of widths 400 to 2048 did (256: four). 64-264-264-64 ran at 94 % of the
-// peak before, in another run, and at 92 % with it.
-constexpr int kChain = 128;
 
 // init: (R), and lane_init: [R][S] or null;  w: [n_in][R];  x: [n_in][S];  y: [R][S]
 template <int R, int V>

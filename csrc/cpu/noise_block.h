@@ -1,11 +1,10 @@
 // The noise of tensors in memory, (n, dim) with any dim: drawn block by block, words first, then normals.
 #pragma once
 #include "statistics.h"
+#include "tile_ops.h"
 #include "wide.h"
 
 namespace df::DF_ISA {
-
-using cpu::NoiseArgs;
 
 constexpr int kBlockQuads = 480;    // at most 1920 elements, their words 8 KB
 constexpr int kWide = 3;            // vectors of quads drawn side by side

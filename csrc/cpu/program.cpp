@@ -5,28 +5,24 @@
 namespace df::cpu {
 namespace {
 
-// Whether `extra` names a value.
-bool reads_extra(const TileOp& op) {
-    return OpKind(op.kind) == OpKind::kBinary || (OpKind(op.kind) == OpKind::kLinear && op.extra);
-}
-
 // Widths are padded to 16, whole vectors on every instruction set and whole quads of the noise.
-int padded(uint32_t width) { return int((width + 15) / 16 * 16); }
+constexpr int kPadding = 16;
+int padded(uint32_t width) { return int(width + kPadding - 1) / kPadding * kPadding; }
 
 }  // namespace
 
 Program::Program(const Plan& plan, const Kernels& kernels)
-    : kernels_(kernels), rows_(plan.rows), header_(plan.header) {
-    assign_slots(plan);
+    : kernels_(kernels), rows_(plan.rows), slots_(assign_slots(plan, kPadding)), header_(plan.header) {
+    slot_differs_.reset(new bool[slots_.differs.size()]);
+    std::copy(slots_.differs.begin(), slots_.differs.end(), slot_differs_.get());
     null_context_ =
         pack_table(plan, header_.null_context, 1, int(header_.n_context), padded(header_.n_context), false);
-    const std::vector<bool> differs = values_that_differ(plan);
     for (const TileOp& op : plan.ops) {
         PackedOp packed = pack(plan, op);
-        packed.differs = differs[op.dst];
-        packed.src = slot_of_value_[op.src];
-        packed.dst = slot_of_value_[op.dst];
-        packed.extra = reads_extra(op) ? slot_of_value_[op.extra] : int(op.extra);
+        packed.differs = slots_.value_differs[op.dst];
+        packed.src = slots_.of_value[op.src];
+        packed.dst = slots_.of_value[op.dst];
+        packed.extra = reads_extra(op) ? slots_.of_value[op.extra] : int(op.extra);
         ops_.push_back(packed);
         const int64_t work = packed.n_out * int64_t(packed.kind == OpKind::kLinear ? packed.n_in : 8);
         if (ops_.size() > header_.n_prologue) work_per_step_ += packed.differs ? 2 * work : work;
@@ -106,68 +102,19 @@ const float* Program::pack_table(const Plan& plan, int64_t offset, int64_t count
     return packed;
 }
 
-// Of a guided plan: values that come from the class, from a context that has a null, or from such values.
-std::vector<bool> Program::values_that_differ(const Plan& plan) const {
-    std::vector<bool> differs(plan.widths.size(), false);
-    if (header_.branches == 1) return differs;
-    if (header_.null_context >= 0) differs[1] = true;
-    for (const TileOp& op : plan.ops)
-        if (op.class_table >= 0 || differs[op.src] || (reads_extra(op) && differs[op.extra]))
-            differs[op.dst] = true;
-    return differs;
-}
-
-// Linear scan: a value takes the first slot that is free when it is first written; slot 0 is the net's input,
-// the slots of the output value, of the context and of what the prologue writes are never handed on. An op
-// never writes a slot it reads. A slot serves values of one kind: the same in both branches, or different.
-void Program::assign_slots(const Plan& plan) {
-    const size_t n = plan.widths.size(), end = plan.ops.size();
-    const std::vector<bool> differs = values_that_differ(plan);
-    std::vector<size_t> last_use(n, 0);
-    for (size_t i = 0; i < end; ++i) {
-        const TileOp& op = plan.ops[i];
-        last_use[op.src] = last_use[op.dst] = i;
-        if (reads_extra(op)) last_use[op.extra] = i;
-    }
-    for (size_t i = 0; i < header_.n_prologue; ++i) last_use[plan.ops[i].dst] = end;
-    last_use[header_.out_value] = end;
-    slot_of_value_.assign(n, 0);
-    slot_width_.assign(1, padded(header_.dim));
-    std::vector<size_t> busy_until(1, end);
-    std::vector<bool> slot_differs(1, false);
-    const auto place = [&](uint32_t value, size_t now, size_t until) {
-        if (slot_of_value_[value]) return;  // another part of it was written before
-        size_t slot = 1;
-        while (slot < busy_until.size() && (busy_until[slot] >= now || slot_differs[slot] != differs[value]))
-            ++slot;
-        if (slot == busy_until.size()) {
-            busy_until.push_back(0);
-            slot_width_.push_back(0);
-            slot_differs.push_back(differs[value]);
-        }
-        busy_until[slot] = until;
-        slot_width_[slot] = std::max(slot_width_[slot], padded(plan.widths[value]));
-        slot_of_value_[value] = int(slot);
-    };
-    if (header_.n_context) place(1, 0, end);
-    for (size_t i = 0; i < end; ++i) place(plan.ops[i].dst, i, last_use[plan.ops[i].dst]);
-    slot_differs_.reset(new bool[slot_differs.size()]);
-    std::copy(slot_differs.begin(), slot_differs.end(), slot_differs_.get());
-}
-
 ProgramView Program::view() const {
     ProgramView v{};
     v.rows = rows_.data();
     v.ops = ops_.data();
-    v.slot_width = slot_width_.data();
+    v.slot_width = slots_.width.data();
     v.slot_differs = slot_differs_.get();
     v.null_context = null_context_;
     v.n_rows = int(rows_.size());
     v.n_ops = int(ops_.size());
     v.n_prologue = int(header_.n_prologue);
-    v.n_slots = int(slot_width_.size());
-    v.out_slot = slot_of_value_[header_.out_value];
-    v.context_slot = header_.n_context ? slot_of_value_[1] : 0;
+    v.n_slots = int(slots_.width.size());
+    v.out_slot = slots_.of_value[header_.out_value];
+    v.context_slot = header_.n_context ? slots_.of_value[1] : 0;
     v.n_context = int(header_.n_context);
     v.dim = int(header_.dim);
     v.dim_padded = padded(header_.dim);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "../slots.h"
 #include "kernels.h"
 
 namespace df::cpu {
@@ -24,13 +25,11 @@ class Program {
     const float* pack_table(const Plan& plan, int64_t offset, int64_t count, int width, int padded,
                             bool added_to_zero);
     float* allocate(int64_t floats);
-    std::vector<bool> values_that_differ(const Plan& plan) const;
-    void assign_slots(const Plan& plan);
 
     const Kernels& kernels_;
     std::vector<StepRow> rows_;
     std::vector<PackedOp> ops_;
-    std::vector<int> slot_of_value_, slot_width_;
+    Slots slots_;
     std::unique_ptr<bool[]> slot_differs_;
     const float* null_context_ = nullptr;
     std::vector<std::unique_ptr<float[]>> storage_;

@@ -119,6 +119,7 @@ DF_INLINE vu lane_index() {
 // ---- conversions
 
 DF_INLINE vf from_signed(vi a) { return __builtin_convertvector(a, vf); }
+DF_INLINE vi to_signed(vf a) { return __builtin_convertvector(a, vi); }  // toward zero
 DF_INLINE vf from_unsigned(vu a) {
 #if defined(__AVX512F__)
     return _mm512_cvtepu32_ps(__m512i(a));

@@ -1,7 +1,7 @@
 // What guidance rescale and dynamic thresholding need of one sample: its standard deviation, and a quantile
 // of its magnitudes. Group (tile_ops.h) is the layout: lanes = samples, or one sample.
 #pragma once
-#include "tile_ops.h"
+#include "groups.h"
 
 namespace df::DF_ISA {
 

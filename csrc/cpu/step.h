@@ -11,9 +11,6 @@
 
 namespace df::DF_ISA {
 
-using cpu::Dtype;
-using cpu::StepArgs;
-
 // ---- element types
 
 template <Dtype D>
@@ -162,20 +159,20 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
     using E = Element<D>;
     NoiseBlock block(a.seed, a.start, a.dim, a.step, kPurposeStep, 0);
     alignas(64) float scale[4 * kBlockQuads + W], factor[4 * kBlockQuads + W], limit[4 * kBlockQuads + W];
-    if (a.uncond_output && !a.guidance_stride)  // one scale for all: filled once
-        for (float& value : scale) value = *a.guidance_scale;
+    if (a.uncond_output && !a.guidance_scales)  // one scale for all: filled once
+        for (float& value : scale) value = a.guidance_scale;
     const PerSample per_sample{scale, a.factor ? factor : nullptr, a.threshold ? limit : nullptr};
     // The row of ddpm and ddim without clamp or guidance, x <- a x + e F + s z, has a loop without tests.
     const bool plain = (a.terms & ~kTermCin) == (kTermA | kTermE | kTermS) && a.model_output &&
                        !a.uncond_output && !a.log_variance && !a.prediction;
-    const vf r = splat(a.row.a), e = splat(a.row.e), s = splat(a.row.s);
+    const vf r = splat(a.row.a), e = splat(a.row.e), s = splat(a.row.s), none[4] = {};
     for (int64_t q = begin; q < end; q += kBlockQuads) {
         const int64_t last = q + kBlockQuads < end ? q + kBlockQuads : end;
         const int64_t from = QuadPosition(q, a.dim).element(a.dim);
         const int count = int(QuadPosition(last, a.dim).element(a.dim) - from);
         const StepTensors<E> t(a, from);
-        if (a.uncond_output && a.guidance_stride)
-            spread_per_sample(a.guidance_scale, a.dim, from, from + count, scale);
+        if (a.uncond_output && a.guidance_scales)
+            spread_per_sample(a.guidance_scales, a.dim, from, from + count, scale);
         if (a.factor) spread_per_sample(a.factor, a.dim, from, from + count, factor);
         if (a.threshold) spread_per_sample(a.threshold, a.dim, from, from + count, limit);
         const auto update = [&](int i, vf z) {
@@ -187,7 +184,7 @@ static void step_blocks(const StepArgs& a, int64_t begin, int64_t end) {
         if (a.row.s == 0.0f) {
             int i = 0;
             for (; i + 4 * W <= count; i += 4 * W)
-                update_vectors<E, 4>(a.row, a.terms, t, i, nullptr, per_sample);
+                update_vectors<E, 4>(a.row, a.terms, t, i, none, per_sample);
             for (; i < count; i += W) update(i, splat(0.0f));
         } else if (a.noise) {
             const auto* given = static_cast<const typename E::T*>(a.noise) + from;
@@ -241,7 +238,7 @@ static void statistics_of(const StepArgs& a, int64_t begin, int64_t end, float* 
         };
         if (a.model_output) read(a.model_output, F);
         if (a.uncond_output) {
-            const float scale = a.guidance_scale[a.guidance_stride ? i : 0];
+            const float scale = a.guidance_scales ? a.guidance_scales[i] : a.guidance_scale;
             read(a.uncond_output, other);
             for (int j = 0; j < dim; ++j) F[j] = fma(scale, F[j] - other[j], other[j]);
             if (r.rescale != 0.0f) {

@@ -1,6 +1,7 @@
 // The memory of one tile, and what of a layer's start value is the same for all samples.
 #pragma once
 #include "statistics.h"
+#include "tile_ops.h"
 #include "wide.h"
 
 namespace df::DF_ISA {

@@ -1,0 +1,198 @@
+"""The CUDA extension where there is no device: what it says of the machine, and what nvcc made of it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import diffusion_fast as df
+from diffusion_fast import cuda
+
+try:
+    from diffusion_fast import _cuda
+except ImportError:
+    _cuda = None
+
+NAME = "diffusion_fast._cuda"
+built = pytest.mark.skipif(_cuda is None, reason="built without nvcc: no diffusion_fast._cuda")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Makes the package see another driver and other devices; without a driver's version, no extension."""
+
+    def see(driver: int | None, devices: int = 0, code: int = 0, message: str = "") -> None:
+        module = None
+        if driver is not None:
+            module = types.ModuleType(NAME)
+            module.probe = lambda: (driver, 13000, devices, code, message)  # type: ignore[attr-defined]
+            module.architectures = lambda: [80, 90]  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, NAME, module)
+        cuda._state.cache_clear()
+
+    yield see
+    monkeypatch.undo()
+    cuda._state.cache_clear()
+
+
+# driver, devices, code, message; what the reason says, and what it says to do
+MACHINES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "not built": ((None,), "not built: .*nvcc.*DIFFUSION_FAST_CUDA=1"),
+    "no driver": ((0, 0, 35, "insufficient"), r"no NVIDIA driver: install one .*CUDA 13 \(580 or later\)"),
+    "old driver": ((12040, 0, 35, "insufficient"), r"too old: .*12\.4,.*13\.0; install one .*580"),
+    "old driver, unsaid": ((12080, 1), "too old"),
+    "no device": ((13000, 0, 100, "no CUDA-capable device"), r"no CUDA device \(no CUDA-c.*VISIBLE_DEVICES"),
+    "none counted": ((13010, 0), "no CUDA device: see nvidia-smi"),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_each_reason_says_what_to_do(name: str, machine: Callable[..., None]) -> None:
+    seen, reason = MACHINES[name]
+    machine(*seen)
+    assert not df.cuda_available()
+    told = df.build_info()["cuda"]
+    assert not told["available"] and re.search(reason, told["reason"])
+    assert ("runtime" in told) == (seen[0] is not None)
+    others = [other for other in MACHINES if not other.startswith(name[:6])]
+    assert not any(re.search(MACHINES[other][1], told["reason"]) for other in others)
+
+
+def test_a_machine_with_devices(machine: Callable[..., None]) -> None:
+    machine(13010, 2)
+    assert df.cuda_available() and cuda.problem() is None
+    assert df.build_info()["cuda"] == {
+        "available": True,
+        "devices": 2,
+        "runtime": "13.0",
+        "driver": "13.1",
+        "architectures": [80, 90],
+    }
+    with pytest.raises(ValueError, match=r"device: got 'cuda:2'.*accepted: a CUDA device below 2"):
+        df.noise.normal(3, 2, seed=0, step=0, device="cuda:2")
+    for other in ("cpu", torch.device("cpu")):
+        assert df.noise.normal(3, 2, seed=0, step=0, device=other).is_cpu
+    for bad, error in (("meta", ValueError), ("gpu", ValueError), (1.5, TypeError), (None, TypeError)):
+        with pytest.raises(error, match=r"device: got .*accepted: the CPU or a CUDA"):
+            cuda.device_of("device", bad)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_calls_say_it_too(name: str, machine: Callable[..., None]) -> None:
+    seen, reason = MACHINES[name]
+    machine(*seen)
+    with pytest.raises(ValueError, match=f"device: got 'cuda'.*the CPU, for .*{reason}"):
+        df.noise.normal(3, 2, seed=0, step=0, device="cuda")
+    with pytest.raises(RuntimeError, match=reason):
+        cuda.prepare()
+
+
+def test_a_broken_extension_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise ImportError("version `GLIBC_9.99' not found")
+
+    monkeypatch.setattr(cuda.importlib, "import_module", broken)
+    cuda._state.cache_clear()
+    assert re.search("built, but it cannot be loaded .*GLIBC_9.99", str(cuda.problem()))
+    cuda._state.cache_clear()
+
+
+def test_importing_asks_no_driver() -> None:
+    """Nor loads the extension: a machine without CUDA pays nothing."""
+    code = f"import sys, diffusion_fast.ops, diffusion_fast.cuda; print({NAME!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@built
+def test_the_extension_on_this_machine() -> None:
+    driver, runtime, devices, code, message = _cuda.probe()
+    assert runtime >= 12080 and (devices > 0) == (code == 0 and message == "") and devices >= 0
+    assert set(_cuda.architectures()) >= {80, 90, 120}
+    if devices == 0:
+        with pytest.raises(RuntimeError, match="cuda"):
+            _cuda.prepare(0)
+        assert _cuda.probe() == (driver, runtime, devices, code, message)  # alive, and of the same opinion
+        assert not df.cuda_available()
+
+
+@built
+def test_it_links_no_cuda_library() -> None:
+    listing = subprocess.run(["readelf", "-d", _cuda.__file__], capture_output=True, text=True, check=True)
+    libraries = re.findall(r"NEEDED.*\[(.*)\]", listing.stdout)
+    assert libraries and not [name for name in libraries if re.search("cuda|nv|torch|c10|python", name)]
+    listing = subprocess.run(["nm", "-D", "--defined-only", _cuda.__file__], capture_output=True, text=True)
+    names = [line.split()[-1] for line in listing.stdout.splitlines()]
+    assert "PyInit__cuda" in names and not [name for name in names if re.search("2df|cuda[A-Z]", name)]
+
+
+# ---- what the compiler made: SASS, by the disassembler of PyPI's nvidia-cuda-cuobjdump and -nvdisasm
+
+
+def tool(package: str) -> Path:
+    """The command that a package of the test extra brings."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed: pip install '.[test]' on Linux brings it")
+    return Path(next(file for file in files if file.parent.name == "bin").locate())
+
+
+@functools.cache
+def sass(arch: str) -> dict[str, list[str]]:
+    """The instructions of each kernel for sm_`arch` by its mangled name."""
+    cuobjdump, nvdisasm = tool("nvidia-cuda-cuobjdump"), tool("nvidia-cuda-nvdisasm")
+    path = os.pathsep.join([str(nvdisasm.parent), os.environ["PATH"]])
+    command = [str(cuobjdump), "--dump-sass", f"--gpu-architecture=sm_{arch}", _cuda.__file__]
+    done = subprocess.run(
+        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
+    )
+    functions = re.split(r"^\s*Function : ", done.stdout, flags=re.MULTILINE)[1:]
+    found = {}
+    for text in functions:
+        name, _, body = text.partition("\n")
+        found[name.strip()] = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(.*?);", body, flags=re.MULTILINE)
+    return found
+
+
+def kernels(arch: str, name: str) -> dict[str, list[str]]:
+    found = {mangled: body for mangled, body in sass(arch).items() if name in mangled}
+    assert found, f"no {name} for sm_{arch}"
+    return found
+
+
+def positions(body: list[str], pattern: str) -> list[int]:
+    return [i for i, instruction in enumerate(body) if re.search(pattern, instruction)]
+
+
+@built
+@pytest.mark.parametrize("arch", ["80", "90a", "120"])
+def test_no_array_lives_in_memory(arch: str) -> None:
+    """Registers hold all that a thread works on: no load or store of local memory."""
+    for name in ("step_kernel", "noise_kernel"):
+        for mangled, body in kernels(arch, name).items():
+            assert not positions(body, r"\b(LDL|STL)\b"), mangled
+
+
+@built
+@pytest.mark.parametrize("arch", ["80", "90a", "120"])
+def test_a_pack_is_loaded_16_bytes_at_a_time_before_its_noise(arch: str) -> None:
+    for mangled, body in kernels(arch, "step_kernel").items():
+        full = "ELb1E" in mangled
+        loads = positions(body, r"\bLDG\.E\.128")
+        assert len(loads) == (8 if full else 3), mangled  # x, F, u; three of history, log_variance, noise
+        assert len(positions(body, r"\bSTG\.E\.128")) == (5 if full else 1), mangled
+        # Of the twenty and more products of Philox the scheduler may move one a call between the loads.
+        early = [at for at in positions(body, "-0x2daee0ad") if loads[0] < at < loads[-1]]
+        assert len(early) <= 2, mangled
