@@ -278,4 +278,4 @@ def run_sanitized(sanitizer: str, script: str, *arguments: str) -> subprocess.Co
         "OPENBLAS_NUM_THREADS": "1",
     }
     command = [*without_randomisation(), sys.executable, "-c", script, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
