@@ -49,6 +49,7 @@ GENCODE += ["-gencode=arch=compute_90a,code=sm_90a"]
 HOST = "-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra"
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", f"-Xcompiler={HOST}"]
 NVCC += [*GENCODE, "--compress-mode=size", "--threads=2"]
+NVCC += ["-diag-suppress=1675"]  # GCC's pragmas in headers that both compilers read
 # Nothing of the runtime inside is visible: torch has a runtime of its own in the same process.
 CUDA_LINK = ["-shared", "--cudart=static", "--no-device-link", "-Xlinker=--exclude-libs=ALL"]
 
