@@ -1,4 +1,4 @@
-"""The samples of a checked call: memory for them, the chain that fills it, the way back to the data's units."""
+"""The samples of a checked call: memory for them, the chain that fills it, the data's own units."""
 
 from __future__ import annotations
 
