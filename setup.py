@@ -39,8 +39,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512}
 HAVE_ISA = [f"-DDF_HAVE_{isa.upper()}" for isa in ISA_FLAGS if isa != "portable"]
 
-# sm_90a is for H100 and H200 alone; 8.7, 10.3 and 12.1 run the code of 8.6, 10.0 and 12.0; the PTX serves what
-# is newer than either. Products are not contracted, as above.
+# sm_90a is for H100 and H200 alone; 8.7, 10.3 and 12.1 run the code of 8.6, 10.0 and 12.0; the PTX serves
+# what is newer than either. Products are not contracted, as above.
 OLDEST_NVCC = (12, 8)
 REAL = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ("80", "86", "89", "90a", "100", "120")]
 PTX = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ("80", "120")]

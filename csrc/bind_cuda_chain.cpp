@@ -1,5 +1,5 @@
-// The chain kernels of diffusion_fast._cuda. Pointers arrive as integers, already checked by the Python layer;
-// what can be checked here without reading device memory is checked again.
+// The chain kernels of diffusion_fast._cuda. Pointers arrive as integers, already checked by the Python
+// layer; what can be checked here without reading device memory is checked again.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -88,9 +88,9 @@ void bind_chain(py::module_& m) {
         .def(py::init([](const py::bytes& plan, const std::string& precision, int64_t shared_bytes,
                          int capability, int multiprocessors, bool tensor_cores) {
                  require(shared_bytes >= 0 && multiprocessors >= 1, "device: limits out of range");
-                 return std::make_unique<Program>(plan_from(plan), cuda::precision_named(precision),
-                                                  cuda::DeviceLimits{shared_bytes, capability, multiprocessors},
-                                                  tensor_cores);
+                 return std::make_unique<Program>(
+                     plan_from(plan), cuda::precision_named(precision),
+                     cuda::DeviceLimits{shared_bytes, capability, multiprocessors}, tensor_cores);
              }),
              py::arg("plan"), py::arg("precision"), py::arg("shared_bytes"), py::arg("capability"),
              py::arg("multiprocessors"), py::arg("tensor_cores") = true)

@@ -49,7 +49,7 @@ def reverse_step(
 
         m = clamp(p_x x + p_F F);   x' = a x + b m + e F + c1 h1 + c2 h2 + c3 h3 + s z
 
-    x: (n, *shape) float32, bfloat16 or float16 on the CPU or a CUDA device, and every other tensor with it; the
+    x: (n, *shape) float32, bfloat16 or float16 on the CPU or a CUDA device, as is every other tensor; the
     first axis counts samples. Half-precision tensors are computed with in float32 and rounded once.
     model_output: F, like x; None for a row without evaluation.
     Noise, for a row with s != 0, comes from exactly one of: seed, the package's stream at (seed, start + i,
@@ -209,7 +209,7 @@ def launch(
         0 if z is None else z.data_ptr(),
         0 if prediction is None else prediction.data_ptr(),
     )
-    if not x.is_cpu:
+    if not x.is_cpu or isinstance(seed, Tensor) or isinstance(step, Tensor):
         cuda.reverse_step(row, _DTYPES[x.dtype], tensors, scale, x, start, seed, step)
         return
     numel, n = x.numel(), x.shape[0]

@@ -24,7 +24,9 @@ def program(
     **limits: int,
 ) -> Any:
     """module: the emulated one with other sources."""
-    return (module or emulated()).Program(plan.to_bytes(), precision, **{**LIMITS, **limits}, tensor_cores=tensor_cores)
+    return (module or emulated()).Program(
+        plan.to_bytes(), precision, **{**LIMITS, **limits}, tensor_cores=tensor_cores
+    )
 
 
 def pointers(plan: Plan, call: Arrays) -> Arrays:

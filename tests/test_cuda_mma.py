@@ -1,9 +1,10 @@
-"""Chains on tensor cores, run by the emulator: each precision beside float64, and what does not depend on it to
-the bit."""
+"""Chains on tensor cores, run by the emulator: each precision beside float64, and to the bit what does not
+depend on it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,15 +23,13 @@ TOLERANCE = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 PRECISIONS = ["float32", *TOLERANCE]
 
 
-def check_precision(plan: Plan, n: int, precision: str, **call: np.ndarray) -> None:
-    assert program(plan, precision, tensor_cores=True).path == "mma"
-    got = cuda_chain(plan, n, precision=precision, tensor_cores=True, **call)
+def check_precision(plan: Plan, n: int, precision: str, *, module: Any = None, **call: np.ndarray) -> None:
+    assert program(plan, precision, tensor_cores=True, module=module).path == "mma"
+    got = cuda_chain(plan, n, precision=precision, tensor_cores=True, module=module, **call)
     given = {k: torch.from_numpy(v) for k, v in {**stream(plan, n), **call}.items()}
     if "labels" in given:
         given["labels"] = given["labels"].long()
-    plain, exact = (
-        reference.run(plan, n, dtype=dtype, **given) for dtype in (torch.float32, torch.float64)
-    )
+    plain, exact = (reference.run(plan, n, dtype=dtype, **given) for dtype in (torch.float32, torch.float64))
     if precision == "float32":
         return check_rule(got, plain, exact)
     error = np.sqrt(np.mean((got - exact.numpy()) ** 2)) / np.sqrt(np.mean(exact.numpy() ** 2))
@@ -47,6 +46,8 @@ SHAPES = [
     (31, (20, 30)),
     (33, (64,)),
     (64, (50, 64)),
+    (3, (128, 100)),
+    (8, (65,)),
 ]
 
 
@@ -155,8 +156,8 @@ def test_values_beyond_float16_are_not_hidden() -> None:
 
 
 OBSTACLES: dict[str, tuple[Plan, Arrays, str]] = {
-    "width": (random_plan(0, 3, (65,)), {}, "a layer is wider than 64"),
-    "dim": (random_plan(0, 65, (9,)), {}, "a layer is wider than 64"),
+    "width": (random_plan(0, 3, (129,)), {}, "a layer is wider than 128"),
+    "dim": (random_plan(0, 65, (9,)), {}, "a layer is wider than 64, and a sample than 8"),
     "depth": (random_plan(0, 3, (4,) * 8), {}, "it has not 2 to 8 layers"),
     "branching": (random_plan(6, 3, (24, 24), branching=True), {}, "not a chain of linear layers"),
     "quantile": (with_rows(random_plan(0, 3), quantile=0.5, clip=2.0), {}, "a row takes statistics"),

@@ -176,7 +176,7 @@ def test_half_an_elements_address_is_refused() -> None:
 
 def test_a_tensor_is_no_seed_on_the_cpu() -> None:
     for given in ({"seed": torch.tensor([1])}, {"seed": 1, "step": torch.tensor([1])}):
-        with pytest.raises(TypeError, match="(seed|step): got .*accepted: an integer"):
+        with pytest.raises(TypeError, match=r"(seed|step): got .*accepted: an integer"):
             reverse_step(X, F, PLAIN, **given)
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from nets import random_plan, statistical_plan
+from nets import statistical_plan
 from samplers import N_CLASSES, SCHEDULE, T, assert_close_as_torch, make_model
 from test_chain_bits import linear_plan
 from torch import Tensor, nn
 
 import diffusion_fast as df
 from diffusion_fast import _cpu, reference
-from diffusion_fast.plan_validation import terms_of
 from diffusion_fast.solvers.spacing import resolve_sigmas
 
 N = 130

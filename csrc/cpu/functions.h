@@ -69,13 +69,21 @@ DF_INLINE vf log1p_unit(vf e) {
     return fma(s * y, polynomial(y, c), s + s);
 }
 
-DF_INLINE vf tanh(vf x) {  // x P(x^2) / Q(x^2) on |x| <= 9.02, where it is 1 to the last bit   (2.1e-8)
+// tanh(x) = the result / denominator:  x P(x^2) / Q(x^2) on |x| <= 9.02, where it is 1 to the last bit
+// (2.1e-8)
+DF_INLINE vf tanh_numerator(vf x, vf& denominator) {
     const vf limit = splat(9.02f);
     const vf v = max_keep_nan(-limit, min_keep_nan(limit, x)), y = v * v;
     const float p[] = {1.0f, 0.13379753f, 0.0034940755f, 2.0584115e-05f, 1.3319869e-08f};
     const float q[] = {1.0f, 0.4671307f, 0.02587123f, 0.0003283158f, 7.762363e-07f};
-    const vf t = v * polynomial(y, p) / polynomial(y, q);
-    return max_keep_nan(splat(-1.0f), min_keep_nan(splat(1.0f), t));
+    denominator = polynomial(y, q);
+    return v * polynomial(y, p);
+}
+
+DF_INLINE vf tanh(vf x) {
+    vf q;
+    const vf p = tanh_numerator(x, q);
+    return max_keep_nan(splat(-1.0f), min_keep_nan(splat(1.0f), p / q));
 }
 
 DF_INLINE vf sigmoid(vf x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }

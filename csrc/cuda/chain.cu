@@ -1,6 +1,5 @@
 // Launches the chain kernels.
 #include "chain.h"
-
 #include "chain_general.cuh"
 #include "mma_kernels.h"
 

@@ -48,9 +48,9 @@ constexpr int kMmaThreads = 128;
 // Every layer is `width` wide, its weights and start values filled up with zeros. The start value of a layer
 // with a step table lies in step_starts, the bias added already; of another in starts.
 struct MmaView {
-    int64_t weights;      // fragments of all layers, in the order of the warps' reads
-    int64_t starts;       // (layers, width)
-    int64_t step_starts;  // (n_tables, stepped, width)
+    int64_t weights;                  // fragments of all layers, in the order of the warps' reads
+    int64_t starts;                   // (layers, width)
+    int64_t step_starts;              // (n_tables, stepped, width)
     int64_t class_table[kMaxLayers];  // (n_classes, width)
     uint32_t function[kMaxLayers];
     float param[kMaxLayers];

@@ -1,10 +1,10 @@
 // The whole chain for any plan, in float32, with the bits of the CPU: a block owns a tile of samples, whose
-// values lie feature-major in shared memory, or in global scratch where they do not fit; its threads share the
-// features of each operation.
+// values lie feature-major in shared memory, or in global scratch where they do not fit; its threads share
+// the features of each operation.
 //
 // Lanes are samples, V of them a thread, so every access to a value is one of consecutive words, and weights
-// are read by a whole warp at one address. A linear output is one fma chain of one thread (plan.h), a sum over
-// features is taken by one thread; so a sample's result depends on nothing but its index.
+// are read by a whole warp at one address. A linear output is one fma chain of one thread (plan.h), a sum
+// over features is taken by one thread; so a sample's result depends on nothing but its index.
 #pragma once
 #include "chain_args.h"
 #include "device.h"
@@ -172,8 +172,8 @@ struct Tile {
                 return table_op(op, branch, table);
             case OpKind::kMap: {
                 const int from = int(threadIdx.x);
-                return apply_strided(Function(op.function), op.param, x + from, y + from,
-                                     op.n_out * S - from, int(blockDim.x));
+                return apply_strided(Function(op.function), op.param, x + from, y + from, op.n_out * S - from,
+                                     int(blockDim.x));
             }
             case OpKind::kBinary: {
                 const float* x2 = at(op.extra[branch]);
@@ -194,9 +194,8 @@ struct Tile {
                     store(y + group * S + s, reduce(ReduceFunction(op.function), g, x + j * S + s));
                 });
             case OpKind::kGather:
-                return each(op.n_in, [&](int j, int s) {
-                    y[j * S + s] = x[int(a.image[op.weight + j]) * S + s];
-                });
+                return each(op.n_in,
+                            [&](int j, int s) { y[j * S + s] = x[int(a.image[op.weight + j]) * S + s]; });
         }
     }
 
@@ -219,8 +218,7 @@ struct Tile {
             each_normal(uint32_t(kPurposeInitial) << 28, [&](int q, int s, const float z[4]) {
                 for (int i = 0; i < 4 && 4 * q + i < p.dim; ++i) x[(4 * q + i) * S + s] = z[i];
             });
-        if (p.history >= 0)
-            each(3 * p.dim, [&](int j, int s) { at(p.history)[j * S + s] = 0.0f; });
+        if (p.history >= 0) each(3 * p.dim, [&](int j, int s) { at(p.history)[j * S + s] = 0.0f; });
         if (p.n_context) read(a.context, a.context_stride, p.n_context, at(p.context[0]));
         if (p.null_context != kAbsent) read(floats(p.null_context), 0, p.n_context, at(p.context[1]));
         __syncthreads();

@@ -6,9 +6,10 @@ namespace {
 // kTiles: of 16 samples a warp where x has up to eight columns
 template <class Tier, int kTiles>
 MmaKernel kernel_of_tier(const MmaShape& shape) {
-    if (shape.width == 32) return shape.eights == 1 ? mma_chain<Tier, 32, 1, kTiles> : mma_chain<Tier, 32, 4, 1>;
-    if (shape.eights == 1) return mma_chain<Tier, 64, 1, kTiles>;
-    return shape.eights == 4 ? mma_chain<Tier, 64, 4, 1> : mma_chain<Tier, 64, 8, 1>;
+    if (shape.width == 32)
+        return shape.eights == 1 ? mma_chain<Tier, 32, 1, kTiles> : mma_chain<Tier, 32, 4, 1>;
+    if (shape.width == 128) return mma_chain<Tier, 128, 1, 1>;
+    return shape.eights == 1 ? mma_chain<Tier, 64, 1, kTiles> : mma_chain<Tier, 64, 8, 1>;
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 // The whole chain for plans of linear layers, on tensor cores: mma.sync m16n8k16, sm_80 and later.
 //
 // A warp owns M tiles of 16 samples. x stays in float32 in the accumulator's layout for the whole chain:
-// thread (g, t) of a warp holds rows g and g + 8 of each tile and columns 8 c + 2 t, + 1 of each 8 columns c, so
-// that update and noise need no exchange beyond a pair of lanes. Two accumulators side by side are, packed, one
-// operand of the next layer: activations never leave the registers. Weights lie in shared memory in the order
-// the lanes read them; the row of the next step and the start values it selects are fetched while a step runs.
+// thread (g, t) of a warp holds rows g and g + 8 of each tile and columns 8 c + 2 t, + 1 of each 8 columns c,
+// so that update and noise need no exchange beyond a pair of lanes. Two accumulators side by side are,
+// packed, one operand of the next layer: activations never leave the registers. Weights lie in shared memory
+// in the order the lanes read them; the row of the next step and the start values it selects are fetched
+// while a step runs.
 //
 // A sample's result depends on its row alone, not on M, the warp or the grid.
 #pragma once
@@ -25,6 +26,14 @@ __device__ __forceinline__ int stage_bytes(const MmaView& net) {
 __device__ __forceinline__ void copy_to_shared(unsigned char* to, const void* from, int bytes) {
     for (int i = 16 * int(threadIdx.x); i < bytes; i += 16 * int(blockDim.x))
         ptx::cp_async16(to + i, static_cast<const unsigned char*>(from) + i);
+}
+
+static __device__ __attribute__((noinline)) float4 shared_normal4(const RoundKeys& keys, uint32_t quad,
+                                                                  uint32_t word, uint32_t low,
+                                                                  uint32_t high) {
+    float z[4];
+    normal4<ScalarLanes>(keys, quad, word, low, high, z);
+    return make_float4(z[0], z[1], z[2], z[3]);
 }
 
 // H: width of the layers, D: eights of columns of x, M: tiles of 16 samples a warp.
@@ -68,15 +77,22 @@ struct MmaWarp {
 
     // ---- noise
 
-    // The normals of a quad: of row g for even t, of row g + 8 for odd, elements 8 c + 4 (t / 2) and on.
-    __device__ void draw(uint32_t word, int m, int c, float (&v)[4]) const {
+    // The normals of a quad: of row g of tile m for even t, of row g + 8 for odd.
+    // often: in the chain's loop, where the code is not shared and its keys come as constants.
+    template <bool often>
+    __device__ void draw(uint32_t word, int m, int quad, float (&v)[4]) const {
         const uint64_t index = a.start + uint64_t(sample(m, t % 2));
-        const uint32_t quad = uint32_t(2 * c + t / 2), low = uint32_t(index), high = uint32_t(index >> 32);
-        if (a.device_seed)
-            normal4<ScalarLanes>(device_keys, quad, word, low, high, v);
-        else
-            normal4<ScalarLanes>(a.keys, quad, word, low, high, v);
+        const uint32_t low = uint32_t(index), high = uint32_t(index >> 32);
+        if (often && !a.device_seed) return normal4<ScalarLanes>(a.keys, uint32_t(quad), word, low, high, v);
+        const float4 z =
+            shared_normal4(a.device_seed ? device_keys : a.keys, uint32_t(quad), word, low, high);
+        v[0] = z.x;
+        v[1] = z.y;
+        v[2] = z.z;
+        v[3] = z.w;
     }
+
+    __device__ int quad(int c) const { return 2 * c + t / 2; }  // the one that holds this thread's columns
 
     // To each thread the normals of its four elements: neighbours swap halves of their quads. `component` is
     // not 0 in one and two dimensions only, where thread 0 of four holds all elements.
@@ -90,6 +106,22 @@ struct MmaWarp {
         z[1] = odd ? other1 : low1;
         z[2] = odd ? v[2] : other0;
         z[3] = odd ? v[3] : other1;
+    }
+
+    // The step's normals of eight columns of a tile; `fresh`: not from the quads drawn for the step before.
+    // With up to four columns half of the threads would draw what nobody has: of two tiles they draw the
+    // second.
+    __device__ void noise(uint32_t word, bool fresh, uint32_t component, int m, int c, float (&quads)[M][4],
+                          float (&z)[4]) const {
+        if (M == 2 && a.program.dim <= 4) {
+            if (m == 0 && fresh) draw<true>(word, t / 2, 0, quads[0]);
+            spread(quads[0], component, z);
+#pragma unroll
+            for (int r = 0; m == 1 && r < 4; ++r) z[r] = __shfl_xor_sync(~0u, z[r], 2);
+            return;
+        }
+        if (D > 1 || fresh) draw<true>(word, m, quad(c), quads[m]);
+        spread(quads[m], component, z);
     }
 
     // ---- the network
@@ -242,7 +274,7 @@ struct MmaWarp {
 #pragma unroll
             for (int c = 0; c < D; ++c) {
                 float v[4] = {};
-                if (!a.x_T) draw(uint32_t(kPurposeInitial) << 28, m, c, v);
+                if (!a.x_T) draw<false>(uint32_t(kPurposeInitial) << 28, m, quad(c), v);
                 spread(v, 0, x[m][c]);
             }
         }
@@ -282,7 +314,7 @@ struct MmaWarp {
 #pragma unroll
                 for (int c = 0; c < D; ++c) {
                     float v[4];
-                    draw(uint32_t(i) | uint32_t(kPurposeForward) << 28, m, c, v);
+                    draw<false>(uint32_t(i) | uint32_t(kPurposeForward) << 28, m, quad(c), v);
                     spread(v, 0, z[m][c]);
                 }
         }
@@ -348,12 +380,10 @@ struct MmaWarp {
 #pragma unroll
                 for (int c = 0; c < D; ++c) {
                     float z[4] = {};
-                    if (draws) {
-                        if (D > 1 || word != drawn) draw(word, m, c, quads[m]);
-                        spread(quads[m], component, z);
-                    } else if (row.s != 0.0f) {
+                    if (draws)
+                        noise(word, word != drawn, component, m, c, quads, z);
+                    else if (row.s != 0.0f)
                         given_noise(i, m, c, z);
-                    }
                     update_tile(row, m, c, F[m][c], z);
                 }
             drawn = word;
@@ -365,7 +395,7 @@ struct MmaWarp {
 };
 
 template <class Tier, int H, int D, int M>
-__global__ void __launch_bounds__(kMmaThreads) mma_chain(const __grid_constant__ MmaArgs args) {
+__global__ void __launch_bounds__(kMmaThreads, 2) mma_chain(const __grid_constant__ MmaArgs args) {
     using Warp = MmaWarp<Tier, H, D, M>;
     const ChainArgs& a = args.chain;
     const MmaView& net = args.net;

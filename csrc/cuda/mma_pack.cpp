@@ -8,10 +8,8 @@
 namespace df::cuda {
 namespace {
 
-constexpr int kWidths[] = {32, 64}, kEights[] = {1, 4, 8};
+constexpr int kWidths[] = {32, 64, 128};  // with x of up to 8 columns, or as many as the width
 constexpr float kLargestFloat16 = 65504.0f, kSplitScale = 2048.0f;
-
-int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 // Whether the ops are a chain of linear layers from x to the output.
 bool is_chain(const Plan& plan) {
@@ -44,8 +42,8 @@ bool weights_fit_float16(const Plan& plan) {
 }
 
 int stepped_layers(const Plan& plan) {
-    return int(std::count_if(plan.ops.begin(), plan.ops.end(),
-                             [](const TileOp& op) { return op.step_table >= 0; }));
+    return int(
+        std::count_if(plan.ops.begin(), plan.ops.end(), [](const TileOp& op) { return op.step_table >= 0; }));
 }
 
 // Operands of 16 inputs of each layer: of the first, whose inputs are x, fewer.
@@ -61,9 +59,7 @@ int64_t weight_bytes(const MmaShape& s, size_t layers) {
     return tiles * 32 * words_per_lane(s) * 4;
 }
 
-bool has_history(const Plan& plan) {
-    return plan.header.terms & (kTermPush | kTermC1 | kTermC2 | kTermC3);
-}
+bool has_history(const Plan& plan) { return plan.header.terms & (kTermPush | kTermC1 | kTermC2 | kTermC3); }
 
 int64_t shared_bytes(const Plan& plan, const MmaShape& s) {
     const int64_t layers = int64_t(plan.ops.size()), row = int64_t(s.width) * 4;
@@ -86,8 +82,8 @@ uint16_t rounded(const MmaShape& s, float w) {
     return s.precision == Precision::kBfloat16 ? to_bfloat16(w) : to_float16(w);
 }
 
-// What lane l of a warp holds of inputs 16 k and outputs 8 n on: b0 and b1 (ptx.h), then of a split weight the
-// low parts.
+// What lane l of a warp holds of inputs 16 k and outputs 8 n on: b0 and b1 (ptx.h), then of a split weight
+// the low parts.
 void append_lane(const Plan& plan, const MmaShape& s, size_t layer, int n, int k, int lane,
                  std::vector<uint32_t>& out) {
     const int g = lane / 4, t = lane % 4;
@@ -118,25 +114,24 @@ void append_rows(const Plan& plan, const MmaShape& s, const TileOp& op, int64_t 
                  std::vector<float>& out) {
     for (int64_t i = 0; i < count; ++i)
         for (int j = 0; j < s.width; ++j)
-            out.push_back(j < int(op.n_out) && offset >= 0
-                              ? plan.blob[size_t(offset + i * op.n_out + j)]
-                              : 0.0f);
+            out.push_back(j < int(op.n_out) && offset >= 0 ? plan.blob[size_t(offset + i * op.n_out + j)]
+                                                           : 0.0f);
 }
 
 }  // namespace
 
-std::string mma_obstacle(const Plan& plan, Precision precision, const DeviceLimits& limits,
-                         MmaShape& shape) {
+std::string mma_obstacle(const Plan& plan, Precision precision, const DeviceLimits& limits, MmaShape& shape) {
     std::string obstacle = plan_obstacle(plan);
     if (!obstacle.empty()) return obstacle;
-    const int dim = int(plan.header.dim);
-    int widest = round_up(dim, 8);
+    int widest = int(plan.header.dim);
     for (const TileOp& op : plan.ops) widest = std::max(widest, int(op.n_out));
-    const auto* eights = std::find_if(std::begin(kEights), std::end(kEights),
-                                      [dim](int e) { return 8 * e >= dim; });
-    if (widest > kWidths[1] || eights == std::end(kEights)) return "a layer is wider than 64";
-    const int width = std::max(widest, 8 * *eights) <= kWidths[0] ? kWidths[0] : kWidths[1];
-    shape = {precision, width, *eights, precision != Precision::kFloat32 && *eights == 1 ? 2 : 1, 0};
+    const auto* width =
+        std::find_if(std::begin(kWidths), std::end(kWidths), [widest](int w) { return w >= widest; });
+    if (width == std::end(kWidths)) return "a layer is wider than 128";
+    if (*width == 128 && plan.header.dim > 8) return "a layer is wider than 64, and a sample than 8";
+    const int eights = plan.header.dim <= 8 ? 1 : *width / 8;
+    const bool two_tiles = precision != Precision::kFloat32 && eights == 1 && *width <= 64;  // by registers
+    shape = {precision, *width, eights, two_tiles ? 2 : 1, 0};
     if (precision != Precision::kBfloat16 && !weights_fit_float16(plan))
         return "a weight lies beyond the range of float16";
     shape.shared_bytes = shared_bytes(plan, shape);

@@ -78,7 +78,8 @@ struct SixteenBits {
 };
 
 // float32 by three products of float16: a value is high + low / 2^11, and of the four products of the parts
-// the smallest is left out (Ootomo and Yokota 2022). Values beyond 65504 become NaN.
+// the smallest is left out (Ootomo and Yokota 2022). Values beyond 65504 become NaN. The approximate
+// reciprocal and power of two are within 2 ulp.
 struct SplitFloat32 {
     static constexpr ptx::Half type = ptx::Half::kF16;
     static constexpr float kScale = 2048.0f;
@@ -127,9 +128,14 @@ struct SplitFloat32 {
             case Function::kRelu:
                 return for_four(v, [](float x) { return 0.0f > x ? 0.0f : x; });
             case Function::kTanh:
-                return for_four(v, [](float x) { return tanh(vf(x)).v; });
+                return for_four(v, [](float x) {
+                    vf q;
+                    const vf p = tanh_numerator(vf(x), q);
+                    return p.v * ptx::rcp_approx(q.v);
+                });
             case Function::kSilu:
-                return for_four(v, [](float x) { return silu(vf(x)).v; });
+                return for_four(
+                    v, [](float x) { return x * ptx::rcp_approx(1.0f + ptx::ex2_approx(-1.44269504f * x)); });
             default:
                 return for_four(v, [=](float x) { return rare_function(function, param, x); });
         }

@@ -1,6 +1,6 @@
-// The vector types of cpu/simd.h with a single lane, for threads of a device: the functions of cpu/functions.h
-// and the sums of cpu/groups.h are compiled from the same source as for the CPU, in namespace df::cuda, and
-// give the same bits. Compile with -fmad=false: what is fused says so.
+// The vector types of cpu/simd.h with a single lane, for threads of a device: the functions of
+// cpu/functions.h and the sums of cpu/groups.h are compiled from the same source as for the CPU, in namespace
+// df::cuda, and give the same bits. Compile with -fmad=false: what is fused says so.
 #pragma once
 #define DF_ISA cuda
 #include "../noise.h"

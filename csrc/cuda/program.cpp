@@ -7,7 +7,7 @@ namespace df::cuda {
 namespace {
 
 constexpr int kSamplesPerVector = 32;
-constexpr int kMmaBlocks = 4;  // of kMmaThreads on a multiprocessor, by registers
+constexpr int kMmaBlocks = 3;  // of kMmaThreads on a multiprocessor, by registers
 constexpr const char* kPrecisions[] = {"float32", "bfloat16", "float16"};
 
 const char* name_of(Precision precision) { return kPrecisions[int(precision)]; }
@@ -41,8 +41,8 @@ Program::Program(const Plan& plan, Precision precision, const DeviceLimits& limi
     view_.dim = int32_t(h.dim);
     view_.terms = h.terms;
     view_.rows = image_.append(plan.rows);
-    const std::string obstacle = tensor_cores ? mma_obstacle(plan, precision, limits, mma_shape_)
-                                              : "tensor cores are not to be used";
+    const std::string obstacle =
+        tensor_cores ? mma_obstacle(plan, precision, limits, mma_shape_) : "tensor cores are not to be used";
     on_tensor_cores_ = obstacle.empty();
     if (on_tensor_cores_) {
         mma_view_ = pack_mma(plan, mma_shape_, image_);
@@ -117,9 +117,9 @@ void Program::lay_out(const Plan& plan, const Slots& slots) {
     view_.x = take(true, dim);
     view_.u = h.terms & kTermCin ? take(true, dim) : view_.x;
     view_.z = take(h.terms & kTermS, (dim + 3) / 4 * 4);
-    view_.m = take(std::any_of(plan.rows.begin(), plan.rows.end(),
-                               [](const StepRow& r) { return r.quantile != 0.0f; }),
-                   dim);
+    view_.m = take(
+        std::any_of(plan.rows.begin(), plan.rows.end(), [](const StepRow& r) { return r.quantile != 0.0f; }),
+        dim);
     view_.history = take(h.terms & (kTermPush | kTermC1 | kTermC2 | kTermC3), 3 * dim);
     std::vector<int> slot_at[2] = {{view_.u}, {view_.u}};
     for (size_t i = 1; i < slots.width.size(); ++i) {

@@ -1,5 +1,5 @@
-// A plan prepared for a device: the path that will run it, and one image with all that the kernels read, which
-// the caller copies to the device. No CUDA calls.
+// A plan prepared for a device: the path that will run it, and one image with all that the kernels read,
+// which the caller copies to the device. No CUDA calls.
 #pragma once
 #include "../slots.h"
 #include "mma_pack.h"

@@ -18,7 +18,8 @@ DF_INLINE float prediction(const StepRow& r, uint32_t terms, float x, float F) {
     return m;
 }
 
-// F is 0 where the row has no evaluation; m is used where the row has a dynamic threshold; z where s is not 0.
+// F is 0 where the row has no evaluation; m is used where the row has a dynamic threshold; z where s is not
+// 0.
 DF_INLINE void update(const StepRow& r, uint32_t terms, Element& element, float F, float m, float z) {
     const auto fma = [](float a, float b, float c) { return ScalarLanes::fma(a, b, c); };
     const float x = element.x;

@@ -1,0 +1,165 @@
+"""That the tests of the emulated chains can fail: bugs planted in the sources, each seen by one of them.
+
+All are in one build; the number in DF_MUTANT says which one is awake.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_build import Change, emulated
+from cuda_chains import assert_cpu_bits, labels_of, normals
+from nets import random_plan, statistical_plan, with_rows
+from test_cuda_mma import check_precision, constant_plan
+
+SWITCH = "inline int& mutant() { static int awake = 0; return awake; }"
+AWAKE = 'mutant() = std::atoi(std::getenv("DF_MUTANT"));'
+SOURCES: tuple[Change, ...] = (
+    ("cuda/chain_args.h", '#include "../noise.h"', '#include <cstdlib>\n#include "../noise.h"'),
+    ("cuda/chain_args.h", "constexpr int64_t kAbsent", f"{SWITCH}\nconstexpr int64_t kAbsent"),
+    ("cuda/program.cpp", ": limits_(limits) {", f": limits_(limits) {{ {AWAKE}"),
+    (
+        "cuda/row.cuh",
+        '#include "../cpu/functions.h"',
+        '#include "../cpu/functions.h"\n#include "chain_args.h"',
+    ),
+    ("cuda/mma_tiers.cuh", '#include "ptx.h"', '#include "chain_args.h"\n#include "ptx.h"'),
+)
+# what it breaks: file, the text as it is, the text with the bug where BUG is true
+MUTANTS: dict[str, Change] = {
+    # the general path
+    "a chain in one piece": (
+        "cuda/chain_general.cuh",
+        "op.n_in - from > kChain ?",
+        "!BUG && op.n_in - from > kChain ?",
+    ),
+    "samples of 32 bits": ("cuda/chain_general.cuh", "uint32_t(index >> 32)", "(BUG ? 0u : index >> 32)"),
+    "no barrier behind an op": (
+        "cuda/chain_general.cuh",
+        "run_op(ops[i], b, table);\n            __syncthreads();",
+        "run_op(ops[i], b, table);\n            if (!BUG) __syncthreads();",
+    ),
+    "no tail": ("cuda/chain_general.cuh", "a.n - first < S ?", "!BUG && a.n - first < S ?"),
+    "both branches of the sample's class": (
+        "cuda/chain_general.cuh",
+        "if (branch) return p.n_classes - 1;",
+        "if (branch && !BUG) return p.n_classes - 1;",
+    ),
+    "a step's noise for a fixed coordinate's": (
+        "cuda/chain_general.cuh",
+        "uint32_t(kPurposeForward) << 28, set)",
+        "uint32_t(BUG ? kPurposeStep : kPurposeForward) << 28, set)",
+    ),
+    "no rescale": ("cuda/chain_general.cuh", "row.rescale != 0.0f", "!BUG && row.rescale != 0.0f"),
+    # the row
+    "a history that is not shifted": (
+        "cuda/row.cuh",
+        "element.h[1] = element.h[0];",
+        "element.h[1] = BUG ? m : element.h[0];",
+    ),
+    "no clamp": ("cuda/row.cuh", "terms & kTermClip", "!BUG && terms & kTermClip"),
+    # tensor cores
+    "swapped fragments": (
+        "cuda/mma_tiers.cuh",
+        "out.a[2 * half] = ptx::pack<type>(v[0], v[1]);\n        out.a[2 * half + 1]",
+        "out.a[2 * half + BUG] = ptx::pack<type>(v[0], v[1]);\n        out.a[2 * half + !BUG]",
+    ),
+    "two products of three": (
+        "cuda/mma_tiers.cuh",
+        "ptx::mma<type>(acc.low, in.low,",
+        "if (!BUG) ptx::mma<type>(acc.low, in.low,",
+    ),
+    "weights in another order": ("cuda/mma_pack.cpp", "8 * b + 2 * t + i)", "8 * b + 2 * t + (BUG ^ i))"),
+    "no wait for a row": (
+        "cuda/chain_mma.cuh",
+        "ptx::cp_async_wait<0>();\n            __syncwarp();",
+        "if (!BUG) ptx::cp_async_wait<0>();\n            __syncwarp();",
+    ),
+    "no wait for the weights": (
+        "cuda/chain_mma.cuh",
+        "ptx::cp_async_wait<0>();\n    __syncthreads();",
+        "if (!BUG) ptx::cp_async_wait<0>();\n    __syncthreads();",
+    ),
+    "no barrier behind the weights": (
+        "cuda/chain_mma.cuh",
+        "ptx::cp_async_wait<0>();\n    __syncthreads();",
+        "ptx::cp_async_wait<0>();\n    if (!BUG) __syncthreads();",
+    ),
+    "the next row where this one lies": (
+        "cuda/chain_mma.cuh",
+        "to = ring + i % 2 *",
+        "to = ring + !BUG * (i % 2) *",
+    ),
+    "the table of the row before": (
+        "cuda/chain_mma.cuh",
+        "n_rows ? i + 2 : n_rows - 1",
+        "n_rows ? i + 2 - BUG : n_rows - 1",
+    ),
+    "halves of a quad not swapped": ("cuda/chain_mma.cuh", "odd ? low0 : v[2]", "odd != BUG ? low0 : v[2]"),
+    "always the first pair": ("cuda/chain_mma.cuh", "component < 2 ?", "BUG || component < 2 ?"),
+    "a class for both rows of a lane": ("cuda/chain_mma.cuh", "of_class(m, 1))", "of_class(m, !BUG))"),
+    "the null branch twice": (
+        "cuda/chain_mma.cuh",
+        "network(row.c_in, step_starts, 0, F)",
+        "network(row.c_in, step_starts, BUG, F)",
+    ),
+    "rows beyond the last": (
+        "cuda/chain_mma.cuh",
+        "sample(m, half) < a.n;",
+        "(BUG || sample(m, half) < a.n);",
+    ),
+}
+
+
+def planted() -> list[Change]:
+    """Two mutants may change the same text: those are one change."""
+    changes: dict[tuple[str, str], str] = {}
+    for number, (file, right, wrong) in enumerate(MUTANTS.values(), 1):
+        text = changes.get((file, right), right)
+        awake = f"(mutant() == {number})"
+        if text == right:
+            changes[file, right] = wrong.replace("BUG", awake)
+        else:  # the barrier beside the wait
+            changes[file, right] = text.replace("__syncthreads()", f"if (!{awake}) __syncthreads()")
+    return [(file, right, wrong) for (file, right), wrong in changes.items()]
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    return emulated(changes=(*SOURCES, *planted()))
+
+
+def every_test(module: Any) -> None:
+    n = 70
+    general = {
+        "wide": random_plan(3, 4, (130, 9), n_rows=3),
+        "guided": random_plan(9, 2, (40, 9), n_classes=5, branches=2),
+        "rescale": statistical_plan(1, 4),
+    }
+    for plan in general.values():
+        assert_cpu_bits(plan, n, start=2**32 - 30, module=module, **labels_of(plan, n))
+    dim = 5
+    plan = constant_plan(dim, dim)
+    plan = with_rows(plan, signal=normals(5, len(plan.rows)), noise=normals(6, len(plan.rows)))
+    fixed = {"mask": np.arange(dim, dtype=np.uint8) % 2, "fixed": normals(7, n, dim)}
+    for tensor_cores in (False, True):
+        assert_cpu_bits(plan, n, tensor_cores=tensor_cores, module=module, **fixed)
+    for dim in (2, 5):
+        plan = constant_plan(dim, dim, n_classes=4)
+        assert_cpu_bits(plan, n, tensor_cores=True, module=module, **labels_of(plan, n))
+    for precision in ("float32", "bfloat16"):
+        check_precision(general["guided"], n, precision, module=module, **labels_of(general["guided"], n))
+
+
+def test_none_awake(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DF_MUTANT", "0")
+    every_test(module)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_is_caught(name: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DF_MUTANT", str(1 + list(MUTANTS).index(name)))
+    with pytest.raises((AssertionError, RuntimeError)):
+        every_test(module)
