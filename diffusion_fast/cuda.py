@@ -72,11 +72,12 @@ def device_of(name: str, device: Any) -> torch.device:
     reason = problem()
     if found.type != "cuda" or reason is not None:
         raise _checks.bad_value(name, device, accepted if reason is None else f"the CPU, for {reason}")
-    index = torch.cuda.current_device() if found.index is None else found.index
     devices = _state()[0].probe()[2]
-    if index >= devices:
+    if found.index is not None and found.index >= devices:
         raise _checks.bad_value(name, device, f"a CUDA device below {devices}")
-    return torch.device("cuda", index)
+    if not torch.backends.cuda.is_built():
+        raise _checks.bad_value(name, device, "the CPU, for this torch is built without CUDA")
+    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
 
 def number(name: str, value: Tensor, device: torch.device) -> Tensor:

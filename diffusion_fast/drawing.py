@@ -41,7 +41,7 @@ class Drawing:
     def draw(self, call: Call, target: Tensor, progress: bool) -> None:
         """Fills the target and warns of samples that are not finite; MemoryError where a device runs out."""
         run = self._fill
-        if target.is_cpu and self.device is not _tensors.CPU:
+        if self.device is not _tensors.CPU and target.is_cpu:
             run = partial(to_host, self._fill, device=self.device)
         try:
             if not progress:

@@ -166,7 +166,7 @@ class Sampler:
         self,
         n: int,
         *,
-        seed: int | torch.Generator = 0,
+        seed: int | torch.Generator | Tensor = 0,
         start: int = 0,
         labels: int | Tensor | np.ndarray | None = None,
         context: Tensor | dict[str, Tensor] | None = None,
@@ -182,7 +182,7 @@ class Sampler:
         progress: bool = False,
         threads: int | None = None,
     ) -> Tensor:
-        """Samples start .. start + n - 1 of the seed's stream: (n, *shape) float32 on the CPU.
+        """Samples start .. start + n - 1 of the seed's stream: (n, *shape) float32, on the sampler's device.
 
         seed: int in [0, 2^64), or a torch.Generator from which one is drawn. labels: an int or (n,) integers
         in [0, n_classes], n_classes being the null class, which None means too. context: (n, *context_shape)
@@ -197,6 +197,12 @@ class Sampler:
         (rows, n, *shape), float32, replace the stream's. return_trajectory: (rows + 1, n, *shape), from x_T
         to the samples. out: a contiguous float32 tensor or array to write to. threads: at most so
         many of the fused chain; default DIFFUSION_FAST_THREADS, else torch.get_num_threads().
+
+        A sampler on CUDA works on torch's current stream of its device, waits once, to look for NaN, and
+        returns a tensor there. What is given may be on the CPU or on that device. out= with memory on the
+        CPU is for more samples than fit there: they are copied out in chunks while the next are drawn. A call
+        of the fused chain can be captured in a CUDA graph with no tensor given but out, on the device, and
+        seed: an int64 tensor of one element there, which a replay reads anew.
 
         Samples that hold NaN or infinity are counted and named in a RuntimeWarning. Ctrl-C stops the call.
         Raises TypeError or ValueError naming the argument before anything is written, RuntimeError when the
@@ -229,7 +235,7 @@ class Sampler:
         n: int,
         chunk_size: int = 1 << 18,
         *,
-        seed: int | torch.Generator = 0,
+        seed: int | torch.Generator | Tensor = 0,
         start: int = 0,
         labels: int | Tensor | np.ndarray | None = None,
         context: Tensor | dict[str, Tensor] | None = None,
@@ -352,7 +358,7 @@ class Sampler:
         )
 
     def _seed(self, seed: Any) -> int | Tensor:
-        if isinstance(seed, Tensor) and isinstance(self._drawing.chain, CudaChain):
+        if type(seed) is not int and isinstance(seed, Tensor) and isinstance(self._drawing.chain, CudaChain):
             return cuda.number("seed", seed, self.device)
         return _checks.seed("seed", seed)
 

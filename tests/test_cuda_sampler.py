@@ -20,6 +20,7 @@ import samplers
 import torch
 from conditional_nets import FilmPolicy, LateContext, made
 from conditional_nets import T as POLICY_STEPS
+from cuda_build import emulated
 from cuda_chains import LIMITS
 from samplers import N_CLASSES, SCHEDULE, WithCumsum
 from test_cuda_ops import DEVICE, OnAnother, OnDevice, device, to  # noqa: F401  (device: for every test)
@@ -29,11 +30,21 @@ import diffusion_fast as df
 from diffusion_fast import capture, cuda_chain
 
 N = 70
-WIDE = {"hidden": (72,)}  # too wide for tensor cores: the general path, with the CPU's bits
+WIDE = {"hidden": (72,)}
 POLICY_SCHEDULE = df.NoiseSchedule.linear(POLICY_STEPS, beta_start=1e-2, beta_end=0.4)
 _to, _copy, _empty = Tensor.to, Tensor.copy_, torch.empty
 _captured: dict[Any, tuple[nn.Module, Any]] = {}  # with the module, so that its id is no other's
 make_model = functools.cache(samplers.make_model)  # captured once
+
+
+@functools.cache
+def _program() -> Any:
+    return emulated().Program
+
+
+@pytest.fixture
+def tensor_cores(torch_there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emulated(), "Program", _program())
 
 
 def plain(value: Tensor) -> Tensor:
@@ -122,6 +133,8 @@ def torch_there(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: 
 
     stream = SimpleNamespace(cuda_stream=0, synchronize=lambda: None, wait_stream=lambda other: None)
     monkeypatch.setattr(OnDevice, "__torch_function__", classmethod(strict))
+    # the general path, which has the CPU's bits
+    monkeypatch.setattr(device, "Program", functools.partial(_program(), tensor_cores=False))
     limits = SimpleNamespace(
         shared_memory_per_block_optin=LIMITS["shared_bytes"],
         major=9,
@@ -207,6 +220,7 @@ def test_the_general_path_has_the_cpus_bits(trajectory: bool) -> None:
     check_same(samplers, x_T=torch.randn(N, 3), noise=torch.randn(4, N, 3), return_trajectory=trajectory)
 
 
+@pytest.mark.usefixtures("tensor_cores")
 def test_tensor_cores_agree() -> None:
     cpu, there = pair(make_model(N_CLASSES), guidance_scale=2.0)
     assert "mma" in there.explain() and "cuda:0" in there.explain()
@@ -264,8 +278,9 @@ def test_a_langevin_table() -> None:
     check_same(pair(make_model(**WIDE), schedule, prediction_type="score", **how))
 
 
-@pytest.mark.parametrize("hidden", [(72,), (32, 24)], ids=["general", "mma"])
-def test_any_split_has_the_same_bits(hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hidden", [(72,), (32, 24)], ids=["wide", "narrow"])
+@pytest.mark.usefixtures("tensor_cores")
+def test_any_split_has_the_same_bits(hidden: tuple[int, ...]) -> None:
     there = df.Sampler(make_model(N_CLASSES, hidden=hidden), SCHEDULE, steps=3, device="cuda")
     y = torch.arange(N) % 5
     whole = plain(there.sample(N, seed=7, start=1000, labels=y))
@@ -494,6 +509,13 @@ def test_running_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", there)
     with pytest.raises(MemoryError, match=r"n: got 4; accepted: .*a smaller n, stream"):
         sampler.sample(4)
+
+
+def test_a_torch_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    for place in ("cuda", "cuda:0"):
+        with pytest.raises(ValueError, match=r"device: got .*the CPU, for this torch is built without CUDA"):
+            made_on(place)
 
 
 def test_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
