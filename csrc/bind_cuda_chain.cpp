@@ -84,7 +84,8 @@ void run(const Program& program, uintptr_t image, uintptr_t scratch, uintptr_t o
 }  // namespace
 
 void bind_chain(py::module_& m) {
-    py::class_<Program>(m, "Program", "A validated plan, packed for a device; immutable.")
+    // Local: the tests load a second module of these kernels, with bugs.
+    py::class_<Program>(m, "Program", py::module_local(), "A validated plan, packed for a device; immutable.")
         .def(py::init([](const py::bytes& plan, const std::string& precision, int64_t shared_bytes,
                          int capability, int multiprocessors, bool tensor_cores) {
                  require(shared_bytes >= 0 && multiprocessors >= 1, "device: limits out of range");

@@ -35,6 +35,14 @@ def given(
     return tensor.contiguous().resolve_neg()
 
 
+def given_near(
+    name: str, tensor: Any, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """As `given`, where it lies: on the device or on the CPU."""
+    elsewhere = isinstance(tensor, Tensor) and not tensor.is_cpu
+    return given(name, tensor, dtype, shape, device if elsewhere else CPU)
+
+
 def _is_on(tensor: Tensor, device: torch.device) -> bool:
     return tensor.is_cpu if device is CPU else tensor.device == device
 
@@ -104,14 +112,17 @@ def empty_like(x: Tensor) -> Tensor:
     return new.set_(memory.untyped_storage(), 0, x.shape, torch.empty(x.shape, device="meta").stride())
 
 
-def allocate(shape: Sequence[int]) -> Tensor:
+def allocate(shape: Sequence[int], device: torch.device = CPU) -> Tensor:
     """An uninitialised float32 tensor; the first axis but one that is too long is named n."""
     size = 4 * math.prod(shape)
     if size >= 1 << 62:
         raise _checks.bad_value("n", shape, "an output below 2^62 bytes")
     try:
-        return torch.empty(tuple(shape), dtype=torch.float32)
+        if device is CPU:
+            return torch.empty(tuple(shape), dtype=torch.float32)
+        return torch.empty(tuple(shape), dtype=torch.float32, device=device)
     except RuntimeError as error:  # torch's allocator raises no MemoryError
         raise MemoryError(
-            f"n: an output of shape {tuple(shape)} needs {size / 2**30:.1f} GiB; use stream()"
+            f"n: an output of shape {tuple(shape)} needs {size / 2**30:.1f} GiB on {_the(device)}; use "
+            + ("stream()" if device is CPU else "stream(), or out= with memory on the CPU")
         ) from error

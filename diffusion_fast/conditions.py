@@ -53,8 +53,9 @@ class Conditions:
             return _checks.integer("labels", labels, 0, highest)
         return _checks.class_labels("labels", labels, n, highest, accepted).to(torch.int32)
 
-    def context(self, context: Any, n: int) -> Tensor | None:
-        """(n, n_context) float32, or (1, n_context) where one row serves all samples; None without one."""
+    def context(self, context: Any, n: int, device: torch.device) -> Tensor | None:
+        """(n, n_context) float32, or (1, n_context) where one row serves all samples; None without one. It
+        may lie on the CPU or on the device."""
         inputs = self.call.context
         if not inputs:
             if context is not None:
@@ -62,15 +63,15 @@ class Conditions:
             return None
         names = [name for name, _ in inputs]
         if names == [""]:
-            return _rows("context", context, n, inputs[0][1])
+            return _rows("context", context, n, inputs[0][1], device)
         accepted = f"a dict of tensors with the keys {', '.join(names)}"
         if not isinstance(context, Mapping):
             raise _checks.bad_type("context", context, accepted)
         if set(context) != set(names):
             raise _checks.bad_value("context", f"a dict with the keys {', '.join(context)}", accepted)
-        parts = [_rows(f"context[{name!r}]", context[name], n, shape) for name, shape in inputs]
+        parts = [_rows(f"context[{name!r}]", context[name], n, shape, device) for name, shape in inputs]
         rows = max(len(part) for part in parts) if n else 0
-        return torch.cat([part[:rows].expand(rows, -1) for part in parts], dim=1)
+        return torch.cat([part[:rows].expand(rows, -1).to(parts[0].device) for part in parts], dim=1)
 
 
 def conditions_of(
@@ -93,8 +94,11 @@ def conditions_of(
     return Conditions(call, count if has_null else None, null)
 
 
-def fixed_of(mask: Any, values: Any, clean: Any, n: int, shape: tuple[int, ...]) -> Fixed | None:
-    """The coordinates that are given, for n samples or one row for all; None where none are."""
+def fixed_of(
+    mask: Any, values: Any, clean: Any, n: int, shape: tuple[int, ...], device: torch.device
+) -> Fixed | None:
+    """The coordinates that are given, for n samples or one row for all; None where none are. They may lie on
+    the CPU or on the device."""
     _checks.flag("fixed_clean", clean)
     if mask is None and values is None:
         if clean:
@@ -109,16 +113,16 @@ def fixed_of(mask: Any, values: Any, clean: Any, n: int, shape: tuple[int, ...])
         raise _checks.bad_type("fixed_mask", mask, accepted)
     if tuple(chosen.shape) != shape:
         raise _checks.bad_value("fixed_mask", mask, accepted)
-    rows = _rows("fixed_values", values, n, shape)
+    rows = _rows("fixed_values", values, n, shape, device)
     chosen = _checks.readable("fixed_mask", chosen, accepted).cpu().contiguous()
     return Fixed(chosen, rows.reshape(-1, *shape).contiguous(), clean)
 
 
-def _rows(name: str, given: Any, n: int, shape: tuple[int, ...]) -> Tensor:
+def _rows(name: str, given: Any, n: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """(n, elements) float32 from a tensor or array (n, *shape), or (1, elements) from one of `shape`."""
     if type(given) is Tensor and given.dtype is torch.float32 and given.shape == (n, *shape):
         # the usual case, without building a message
-        checked = _checks.finite(name, _tensors.given(name, given, torch.float32, given.shape))
+        checked = _checks.finite(name, _tensors.given_near(name, given, torch.float32, given.shape, device))
         return checked if len(shape) == 1 else checked.reshape(n, math.prod(shape))
     accepted = f"a float32 tensor of shape {(n, *shape)}, or {shape} for all samples"
     tensor = given
@@ -132,7 +136,7 @@ def _rows(name: str, given: Any, n: int, shape: tuple[int, ...]) -> Tensor:
     one = tuple(tensor.shape) == shape
     if not one and tuple(tensor.shape) != (n, *shape):
         raise _checks.bad_value(name, given, accepted)
-    checked = _tensors.given(name, tensor, torch.float32, shape if one else (n, *shape))
+    checked = _tensors.given_near(name, tensor, torch.float32, shape if one else (n, *shape), device)
     return _checks.finite(name, checked).reshape(1 if one else n, math.prod(shape))
 
 
@@ -162,7 +166,7 @@ def _null_context(call: ModuleCall, given: Any) -> Tensor:
     if not isinstance(given, (Tensor, np.ndarray, Mapping)):
         return torch.full((call.n_context,), _checks.real("null_context", given, -1e38, 1e38))
     try:
-        row = Conditions(call, None, None).context(given, 1)
+        row = Conditions(call, None, None).context(given, 1, _tensors.CPU)
     except (TypeError, ValueError) as error:
         raise type(error)(f"null_{error}") from None
     assert row is not None

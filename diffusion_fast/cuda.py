@@ -56,7 +56,7 @@ def prepare(device: torch.device | str | int | None = None) -> None:
     if reason is not None:
         raise RuntimeError(f"prepare: CUDA cannot be used: {reason}")
     index = device_of("device", "cuda" if device is None else device).index
-    _module_for(index)
+    module_for(index)
 
 
 def device_of(name: str, device: Any) -> torch.device:
@@ -72,11 +72,12 @@ def device_of(name: str, device: Any) -> torch.device:
     reason = problem()
     if found.type != "cuda" or reason is not None:
         raise _checks.bad_value(name, device, accepted if reason is None else f"the CPU, for {reason}")
-    index = torch.cuda.current_device() if found.index is None else found.index
     devices = _state()[0].probe()[2]
-    if index >= devices:
+    if found.index is not None and found.index >= devices:
         raise _checks.bad_value(name, device, f"a CUDA device below {devices}")
-    return torch.device("cuda", index)
+    if not torch.backends.cuda.is_built():
+        raise _checks.bad_value(name, device, "the CPU, for this torch is built without CUDA")
+    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
 
 def number(name: str, value: Tensor, device: torch.device) -> Tensor:
@@ -98,13 +99,13 @@ def reverse_step(
 ) -> None:
     """The kernel itself, for a call that ops.reverse_step has checked; tensors by address, as in _cuda."""
     n, device = x.shape[0], x.device
-    module = _module_for(device.index)
+    module = module_for(device.index)
     factor = threshold = 0
     if row.rescale or row.quantile:
         statistics = torch.empty((2, n), dtype=torch.float32, device=device)
         factor, threshold = (part.data_ptr() for part in statistics)
-    seed, seed_at = _by_address(seed)
-    step, step_at = _by_address(step)
+    seed, seed_at = by_address(seed)
+    step, step_at = by_address(step)
     module.reverse_step(
         row.packed,
         row.terms,
@@ -128,7 +129,7 @@ def reverse_step(
 def normal(out: Tensor, start: int, seed: int, step: int, purpose: int, substream: int) -> None:
     """Fills out (n, dim), float32, for a call that noise.normal has checked."""
     n, dim = out.shape
-    _module_for(out.device.index).normal(
+    module_for(out.device.index).normal(
         out.data_ptr(),
         n,
         dim,
@@ -144,11 +145,12 @@ def normal(out: Tensor, start: int, seed: int, step: int, purpose: int, substrea
     )
 
 
-def _by_address(value: int | Tensor) -> tuple[int, int]:
+def by_address(value: int | Tensor) -> tuple[int, int]:
+    """A number as the kernels take it: itself, or where in device memory it is read."""
     return (0, value.data_ptr()) if isinstance(value, Tensor) else (value, 0)
 
 
-def _module_for(index: int) -> Any:
+def module_for(index: int) -> Any:
     """_cuda, its kernels loaded on the device."""
     module = _state()[0]
     if index not in _prepared:

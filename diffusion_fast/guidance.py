@@ -51,8 +51,11 @@ class Guidance:
         return f"u + {self.scale:g} (c - u){rescaled}, {where}"
 
 
-def scales_of(guidance: Guidance | None, scale: Any, weight: Any, n: int) -> Tensor | None:
-    """(n,) scales of one call, from its guidance_scale or guidance_weight; None without."""
+def scales_of(
+    guidance: Guidance | None, scale: Any, weight: Any, n: int, device: torch.device
+) -> Tensor | None:
+    """(n,) scales of one call, from its guidance_scale or guidance_weight; None without. They may lie on the
+    CPU or on the device."""
     if scale is None and weight is None:
         return None
     name, given = one_of(scale, weight)
@@ -66,7 +69,7 @@ def scales_of(guidance: Guidance | None, scale: Any, weight: Any, n: int) -> Ten
     if not isinstance(given, Tensor):
         accepted = f"an ({n},) float32 tensor, one for each sample; one number for all belongs to the Sampler"
         raise _checks.bad_type(name, given, accepted)
-    checked = _tensors.given(name, given, torch.float32, (n,))
+    checked = _tensors.given_near(name, given, torch.float32, (n,), device)
     return _checks.finite(name, checked if weight is None else checked + 1)
 
 

@@ -72,7 +72,7 @@ class Fixed:
         if self.clean:
             return self.exact(x)
         z = _normal(len(x), math.prod(x.shape[1:]), seed, row, "forward", start).reshape(x.shape)
-        return torch.where(self.mask, signal * self.values.to(x.dtype) + noise * z.to(x.dtype), x)
+        return torch.where(self.mask, signal * self.values.to(x.dtype) + noise * z.to(x), x)
 
     def exact(self, x: Tensor) -> Tensor:
         return torch.where(self.mask, self.values.to(x.dtype), x)

@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from diffusion_fast import _checks, _cpu, _tensors, capture, ops, plan, reference, sampler_checks, solvers
+from diffusion_fast import _checks, _tensors, capture, cuda, ops, plan, sampler_checks, solvers
 from diffusion_fast.conditions import conditions_of, fixed_of
+from diffusion_fast.cpu_chain import CpuChain
+from diffusion_fast.cuda_chain import CudaChain
+from diffusion_fast.drawing import Drawing
 from diffusion_fast.guidance import guidance_of, one_of, scales_of
+from diffusion_fast.reference import reverse_step_ref
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 from diffusion_fast.standardiser import Standardiser
 from diffusion_fast.threads import resolve as resolve_threads
-from diffusion_fast.torch_chain import MODULE_CHUNK, Call, Network, run_module
+from diffusion_fast.torch_chain import Call, ModuleChain, Network
 from diffusion_fast.weights import Weights
 
 BACKENDS = ("auto", "native", "torch")
@@ -53,7 +56,10 @@ class Sampler:
     flow), "sigma", "log_sigma/4".
     backend: "native" runs the fused kernel or says why it cannot; "torch" runs the module with plain torch
     steps; "auto" is native where it can, else the module with the fused step (explain() tells).
-    precision: "float32". device: "cpu". standardiser: its inverse is applied to the samples.
+    precision: "float32", and on CUDA "bfloat16" and "float16" for the network's products; a plan that has no
+    kernel of that precision runs in float32 (explain() tells). standardiser: its inverse is applied to the
+    samples. device: where the samples are drawn, that of the model's weights by default. The fused kernel
+    runs a plan made from them, wherever they are; torch runs the module where it is.
 
     Immutable, thread-safe, picklable. Raises TypeError or ValueError naming the argument; CaptureError (a
     ValueError) where backend="native" cannot run the model.
@@ -86,11 +92,10 @@ class Sampler:
         **solver_options: Any,
     ) -> None:
         _checks.choice("time_input", time_input, capture.TIME_INPUTS)
-        sampler_checks.check_model(model, schedule, time_input)
+        place = sampler_checks.check_model(model, schedule, time_input)
         _checks.choice("backend", backend, BACKENDS)
-        _checks.choice("precision", precision, ["float32"])
-        if device is not None:
-            _checks.choice("device", str(device), ["cpu"])
+        self.device = sampler_checks.sampler_device(device, place, precision, backend)
+        self.precision = precision
         self.model = model
         self.schedule = schedule
         self.shape = sampler_checks.sample_shape(model, shape)
@@ -118,18 +123,20 @@ class Sampler:
         self.backend = backend
         self.plan: plan.Plan | None = None
         self._notes: list[str] = []
-        self._program: _cpu.Program | None = None
         if backend != "torch":
-            self._capture(required=backend == "native")
+            self._capture(place, required=backend == "native")
+        if self.plan is None:
+            sampler_checks.check_place(place, self.device, "".join(self._notes))
+        self._drawing = self._make_drawing()
         self._weights = Weights(model)
         self._fingerprint = self._weights.fingerprint()
 
-    def _capture(self, required: bool) -> None:
+    def _capture(self, place: torch.device, required: bool) -> None:
         call, null = self.conditions.call, self.conditions.null_context
         times = self.table.table_timesteps.tolist()
         how = call.n_classes, self.schedule, self.time_input, call.context
         try:
-            program = capture.capture(self.model, self.shape, times, *how)
+            program = capture.capture(sampler_checks.on_cpu(self.model, place), self.shape, times, *how)
             program = replace(program, null_context=None if null is None else null.numpy())
             self.plan = plan.build_plan(self.table, program, branches=2 if self.guidance is not None else 1)
         except capture.CaptureError as reason:
@@ -138,8 +145,20 @@ class Sampler:
                 raise
             self._notes = [f"The module runs in torch, with the fused step, because: {reason}"]
             return
-        self._program = _cpu.Program(self.plan.to_bytes())
         self._notes = list(program.explain)
+
+    def _make_drawing(self) -> Drawing:
+        chain: CpuChain | CudaChain | ModuleChain
+        if self.plan is None:
+            twin = self.backend == "torch" and self.device is _tensors.CPU
+            times, guided = self._times.to(self.device), self.guidance is not None
+            network = Network(self.model, self.conditions, times, self.shape, guided)
+            chain = ModuleChain(network, self.table, reverse_step_ref if twin else ops.reverse_step)
+        elif self.device is _tensors.CPU:
+            chain = CpuChain(self.plan)
+        else:
+            chain = CudaChain(self.plan, self.precision, self.device)
+        return Drawing(chain, self.device, self.shape, len(self.table), self.standardiser)
 
     # ---- drawing
 
@@ -147,7 +166,7 @@ class Sampler:
         self,
         n: int,
         *,
-        seed: int | torch.Generator = 0,
+        seed: int | torch.Generator | Tensor = 0,
         start: int = 0,
         labels: int | Tensor | np.ndarray | None = None,
         context: Tensor | dict[str, Tensor] | None = None,
@@ -163,7 +182,7 @@ class Sampler:
         progress: bool = False,
         threads: int | None = None,
     ) -> Tensor:
-        """Samples start .. start + n - 1 of the seed's stream: (n, *shape) float32 on the CPU.
+        """Samples start .. start + n - 1 of the seed's stream: (n, *shape) float32, on the sampler's device.
 
         seed: int in [0, 2^64), or a torch.Generator from which one is drawn. labels: an int or (n,) integers
         in [0, n_classes], n_classes being the null class, which None means too. context: (n, *context_shape)
@@ -178,6 +197,12 @@ class Sampler:
         (rows, n, *shape), float32, replace the stream's. return_trajectory: (rows + 1, n, *shape), from x_T
         to the samples. out: a contiguous float32 tensor or array to write to. threads: at most so
         many of the fused chain; default DIFFUSION_FAST_THREADS, else torch.get_num_threads().
+
+        A sampler on CUDA works on torch's current stream of its device, waits once, to look for NaN, and
+        returns a tensor there. What is given may be on the CPU or on that device. out= with memory on the
+        CPU is for more samples than fit there: they are copied out in chunks while the next are drawn. A call
+        of the fused chain can be captured in a CUDA graph with no tensor given but out, on the device, and
+        seed: an int64 tensor of one element there, which a replay reads anew.
 
         Samples that hold NaN or infinity are counted and named in a RuntimeWarning. Ctrl-C stops the call.
         Raises TypeError or ValueError naming the argument before anything is written, RuntimeError when the
@@ -200,13 +225,9 @@ class Sampler:
             progress=progress,
             threads=threads,
         )
-        shape = self._output_shape(call)
-        if out is None:
-            target = _tensors.allocate(shape)
-        else:
-            target = _tensors.output("out", out, torch.float32, shape, call.inputs, in_place=False)
-        call.seed = _checks.seed("seed", seed)  # drawn last: a refused call leaves the generator as it was
-        self._draw(call, target, progress)
+        target = self._drawing.target(call, out)
+        call.seed = self._seed(seed)  # drawn last: a refused call leaves the generator as it was
+        self._drawing.draw(call, target, progress)
         return target
 
     def stream(
@@ -214,7 +235,7 @@ class Sampler:
         n: int,
         chunk_size: int = 1 << 18,
         *,
-        seed: int | torch.Generator = 0,
+        seed: int | torch.Generator | Tensor = 0,
         start: int = 0,
         labels: int | Tensor | np.ndarray | None = None,
         context: Tensor | dict[str, Tensor] | None = None,
@@ -255,14 +276,14 @@ class Sampler:
             threads=threads,
         )
         size = _checks.integer("chunk_size", chunk_size, 1)
-        call.seed = _checks.seed("seed", seed)
+        call.seed = self._seed(seed)
 
         def chunks() -> Iterator[Tensor]:
             for at in range(0, call.n, size):
                 self._check_weights()
                 part = call.part(at, min(at + size, call.n))
-                target = _tensors.allocate(self._output_shape(part))
-                self._draw(part, target, progress)
+                target = self._drawing.target(part, None)
+                self._drawing.draw(part, target, progress)
                 yield target
 
         return chunks()
@@ -271,8 +292,7 @@ class Sampler:
         """What was folded into tables, what the fused kernel runs, what is left to torch, and why."""
         head = [
             f"{self.table!r} on {type(self.model).__name__}, shape {self.shape}",
-            f"backend: {self.backend!r}"
-            + (f", native ({self._program.isa})" if self._program is not None else ", torch"),
+            f"backend: {self.backend!r}, {self._drawing.chain.name}",
         ]
         if self.plan is not None:
             head.append(
@@ -314,7 +334,7 @@ class Sampler:
         """The arguments of a call, checked; its seed is drawn later."""
         count, first = _checks.sample_range(n, start)
         if type(seed) is int or not isinstance(seed, torch.Generator):
-            _checks.seed("seed", seed)
+            self._seed(seed)
         _checks.flag("progress", progress)
         self._check_weights()
         return Call(
@@ -323,97 +343,49 @@ class Sampler:
             seed=0,
             threads=resolve_threads(threads),
             labels=self.conditions.labels(labels, count, guided=self.guidance is not None),
-            context=self.conditions.context(context, count),
-            guidance=scales_of(self.guidance, guidance_scale, guidance_weight, count),
-            fixed=fixed_of(fixed_mask, fixed_values, fixed_clean, count, self.shape),
-            x_T=None if x_T is None else sampler_checks.finite_input("x_T", x_T, (count, *self.shape)),
+            context=self.conditions.context(context, count, self.device),
+            guidance=scales_of(self.guidance, guidance_scale, guidance_weight, count, self.device),
+            fixed=fixed_of(fixed_mask, fixed_values, fixed_clean, count, self.shape, self.device),
+            x_T=None
+            if x_T is None
+            else sampler_checks.finite_input("x_T", x_T, (count, *self.shape), self.device),
             noise=None
             if noise is None
-            else sampler_checks.finite_input("noise", noise, (len(self.table), count, *self.shape)),
+            else sampler_checks.finite_input(
+                "noise", noise, (len(self.table), count, *self.shape), self.device
+            ),
             trajectory=_checks.flag("return_trajectory", return_trajectory),
         )
 
-    def _output_shape(self, call: Call) -> tuple[int, ...]:
-        shape = (call.n, *self.shape)
-        return (len(self.table) + 1, *shape) if call.trajectory else shape
-
-    def _draw(self, given: Call, target: Tensor, progress: bool) -> None:
-        call, fixed = given, given.fixed
-        if fixed is not None and self.standardiser is not None:
-            inside = self.standardiser.transform(fixed.values)
-            call = replace(given, fixed=replace(fixed, values=inside))
-        if call.n:
-            run = self._run_native if self._program is not None else self._run_module
-            if progress:
-                with tqdm(total=call.n, unit="sample", unit_scale=True) as bar:
-                    run(target, replace(call, bar=bar))
-                    bar.update(call.n - bar.n)
-            else:
-                run(target, call)
-        if self.standardiser is None:
-            return
-        for part in target.view(-1, *self.shape).split(MODULE_CHUNK):
-            part.copy_(self.standardiser.inverse(part))
-        if fixed is not None:  # there and back rounds
-            last = target[-1] if call.trajectory else target
-            last[:, fixed.mask] = fixed.values.expand(call.n, *self.shape)[:, fixed.mask]
-
-    def _run_native(self, target: Tensor, call: Call) -> None:
-        assert self._program is not None
-        last = _tensors.allocate((call.n, *self.shape)) if call.trajectory else target
-        labels, context, fixed = call.labels, call.context, call.fixed
-        bad, rows = self._program.run(
-            last.data_ptr(),
-            call.n,
-            call.start,
-            call.seed,
-            call.threads,
-            # by position: names take 3.5 us more
-            0 if call.x_T is None else call.x_T.data_ptr(),
-            0 if call.noise is None else call.noise.data_ptr(),
-            target.data_ptr() if call.trajectory else 0,
-            labels.data_ptr() if isinstance(labels, Tensor) else 0,
-            labels if isinstance(labels, int) else 0,
-            0 if call.guidance is None else call.guidance.data_ptr(),
-            0 if context is None else context.data_ptr(),
-            0 if context is None or context.shape[0] == 1 else context.shape[1],  # context_stride
-            0 if fixed is None else fixed.mask.data_ptr(),
-            0 if fixed is None else fixed.values.data_ptr(),
-            0 if fixed is None or len(fixed.values) == 1 else prod(self.shape),  # fixed_stride
-            fixed is not None and fixed.clean,
-            call.show if call.bar is not None else None,
-        )
-        sampler_checks.warn_not_finite(bad, call.n, [call.start + row for row in rows])
-
-    def _run_module(self, target: Tensor, call: Call) -> None:
-        step = reference.reverse_step_ref if self.backend == "torch" else ops.reverse_step
-        guided = self.guidance is not None
-        network = Network(self.model, self.conditions, self._times, self.shape, guided)
-        bad = run_module(network, self.table, call, target, step)
-        sampler_checks.warn_not_finite(len(bad), call.n, bad[:8])
+    def _seed(self, seed: Any) -> int | Tensor:
+        if type(seed) is not int and isinstance(seed, Tensor) and isinstance(self._drawing.chain, CudaChain):
+            return cuda.number("seed", seed, self.device)
+        return _checks.seed("seed", seed)
 
     # ---- checks at call time
 
     def _check_weights(self) -> None:
         # The kernel runs what was captured; a part switched to train mode since then matters to torch alone.
-        sampler_checks.check_eval_mode([self.model] if self._program is not None else self.model.modules())
+        sampler_checks.check_eval_mode([self.model] if self.plan is not None else self.model.modules())
         self._check_fingerprint()
 
     def _check_fingerprint(self) -> None:
-        if self._program is not None and self._weights.fingerprint() != self._fingerprint:
+        if self.plan is not None and self._weights.fingerprint() != self._fingerprint:
             raise RuntimeError(
                 "model: its weights have changed since this Sampler was made from them; make a new Sampler"
             )
 
-    # ---- pickling: the packed program is rebuilt from the plan
+    # ---- pickling: the chain is made again from the plan
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_fingerprint()  # the copy takes its own, and would not notice
-        return {k: v for k, v in vars(self).items() if k not in ("_program", "_weights", "_fingerprint")}
+        return {k: v for k, v in vars(self).items() if k not in ("_drawing", "_weights", "_fingerprint")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._program = None if self.plan is None else _cpu.Program(self.plan.to_bytes())
+        found = cuda.device_of("device", self.device)
+        self.device = _tensors.CPU if found.type == "cpu" else found
+        self._drawing = self._make_drawing()
         self._weights = Weights(self.model)
         self._fingerprint = self._weights.fingerprint()
 

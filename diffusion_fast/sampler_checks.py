@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -10,14 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion_fast import _checks, _tensors, capture
+from diffusion_fast import _checks, _tensors, capture, cuda
+from diffusion_fast.cuda_chain import PRECISIONS
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 from diffusion_fast.solvers.table import StepTable
 from diffusion_fast.standardiser import Standardiser
+from diffusion_fast.torch_chain import Call, NotFinite
 
 
-def check_model(model: Any, schedule: Any, time_input: str) -> None:
+def check_model(model: Any, schedule: Any, time_input: str) -> torch.device:
+    """The device of the model's weights; the CPU where it has none."""
     if not isinstance(model, nn.Module):
         raise _checks.bad_type("model", model, "a torch.nn.Module")
     check_eval_mode(model.modules())
@@ -27,14 +31,51 @@ def check_model(model: Any, schedule: Any, time_input: str) -> None:
     counts = isinstance(schedule, NoiseSchedule) or time_input not in capture.CONTINUOUS_TIME
     if counts and isinstance(limit, int) and schedule.n_steps > limit:
         raise _checks.bad_value("schedule", f"{schedule.n_steps} steps", f"at most model.n_steps = {limit}")
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.device.type != "cpu":
-            raise _checks.bad_value("model", f"{name} on {tensor.device}", "a module on the CPU: model.cpu()")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    place = tensors[0][1].device if tensors else _tensors.CPU
+    for name, tensor in tensors:
+        if tensor.device.type not in ("cpu", "cuda") or tensor.device != place:
+            accepted = "a module on the CPU or on one CUDA device, all of it: model.to(device)"
+            others = "" if tensor.device == place else f", {tensors[0][0]} on {place}"
+            raise _checks.bad_value("model", f"{name} on {tensor.device}{others}", accepted)
         if tensor.is_floating_point():
             _checks.finite(f"model.{name}", tensor.detach())
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise _checks.bad_value(f"model.{name}", parameter, "float32 weights: model.float()")
+    return place
+
+
+def sampler_device(given: Any, place: torch.device, precision: Any, backend: str) -> torch.device:
+    """Where the samples are drawn: the device asked for, else the place of the model's weights."""
+    if given is None:
+        found = cuda.device_of("model", place)
+    else:
+        found = cuda.device_of("device", given)
+    _checks.choice("precision", precision, PRECISIONS)
+    if precision != "float32" and (found.type == "cpu" or backend == "torch"):
+        where = "on the CPU" if found.type == "cpu" else "with backend='torch'"
+        raise _checks.bad_value("precision", precision, f"'float32' {where}")
+    return _tensors.CPU if found.type == "cpu" else found
+
+
+def on_cpu(model: nn.Module, place: torch.device) -> nn.Module:
+    """The model, or where its weights are on a device a copy of it on the CPU."""
+    if place.type == "cpu":
+        return model
+    try:
+        return copy.deepcopy(model).cpu()
+    except Exception as error:  # of whatever the module holds
+        given = f"one on {place} that cannot be copied to the CPU ({error})"
+        accepted = "a module that copy.deepcopy copies, or model.cpu() with the device as device="
+        raise _checks.bad_value("model", given, accepted) from error
+
+
+def check_place(place: torch.device, device: torch.device, why: str) -> None:
+    """A module that torch runs must be where the samples are."""
+    if place != device:
+        accepted = f"a module on {device}, where torch is to run it{why}: model.to('{device}')"
+        raise _checks.bad_value("model", f"one on {place}", accepted)
 
 
 def check_eval_mode(parts: Iterable[nn.Module]) -> None:
@@ -78,16 +119,25 @@ def check_standardiser(standardiser: Any, shape: tuple[int, ...]) -> Standardise
     return standardiser
 
 
-def finite_input(name: str, tensor: Any, shape: tuple[int, ...]) -> Tensor:
-    return _checks.finite(name, _tensors.given(name, tensor, torch.float32, shape))
+def finite_input(name: str, tensor: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return _checks.finite(name, _tensors.given_near(name, tensor, torch.float32, shape, device))
 
 
-def warn_not_finite(count: int, n: int, rows: list[int]) -> None:
+def warn_not_finite(bad: NotFinite, call: Call) -> None:
+    """Waits for a device, but not while a graph is being captured."""
+    if isinstance(bad, Tensor):
+        if bad.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        count = int(bad.sum())
+        rows = bad.nonzero()[:8].flatten().tolist() if count else []
+    else:
+        count, rows = bad
     if count:
         more = ", ..." if count > len(rows) else ""
+        named = ", ".join(str(call.start + row) for row in rows)
         warnings.warn(
-            f"{count} of {n} samples hold NaN or infinity: sample {', '.join(map(str, rows))}{more} "
+            f"{count} of {call.n} samples hold NaN or infinity: sample {named}{more} "
             "(the model's output overflowed; the others are unaffected)",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=4,
         )

@@ -21,6 +21,11 @@ from diffusion_fast.reference import Fixed
 from diffusion_fast.solvers.table import StepRow, StepTable
 
 MODULE_CHUNK = 1 << 13  # samples per network call: about the best for small nets on a CPU
+DEVICE_CHUNK = 1 << 17  # on a CUDA device, which is not busy with fewer
+
+# The samples that hold NaN or infinity: how many, and the positions of the first; or an (n,) mask, which on a
+# device nobody has waited for.
+NotFinite = tuple[int, list[int]] | Tensor
 
 
 @dataclass
@@ -29,7 +34,7 @@ class Call:
 
     n: int
     start: int
-    seed: int
+    seed: Any  # an int; for the fused chain on a device also an int64 tensor of one element there
     threads: int
     labels: Tensor | int | None
     context: Tensor | None  # (n, n_context), or one row for all
@@ -45,6 +50,43 @@ class Call:
         """The memory that is read while samples are written."""
         values = None if self.fixed is None else self.fixed.values
         return [self.x_T, self.noise, self.context, self.guidance, values]
+
+    def to(self, device: torch.device) -> Call:
+        """The call with all that it holds on a device, dense."""
+
+        def moved(value: Any) -> Any:
+            return value.to(device).contiguous() if isinstance(value, Tensor) else value
+
+        fixed = self.fixed
+        if fixed is not None:
+            fixed = replace(fixed, mask=moved(fixed.mask), values=moved(fixed.values))
+        return replace(
+            self,
+            labels=moved(self.labels),
+            context=moved(self.context),
+            guidance=moved(self.guidance),
+            fixed=fixed,
+            x_T=moved(self.x_T),
+            noise=moved(self.noise),
+        )
+
+    def addresses(self, target: Tensor) -> tuple[int, ...]:
+        """What both kernels take from x_T on, by position: names take 3.5 us more."""
+        labels, context, fixed = self.labels, self.context, self.fixed
+        return (
+            0 if self.x_T is None else self.x_T.data_ptr(),
+            0 if self.noise is None else self.noise.data_ptr(),
+            target.data_ptr() if self.trajectory else 0,
+            labels.data_ptr() if isinstance(labels, Tensor) else 0,
+            labels if isinstance(labels, int) else 0,
+            0 if self.guidance is None else self.guidance.data_ptr(),
+            0 if context is None else context.data_ptr(),
+            0 if context is None or context.shape[0] == 1 else context.shape[1],  # context_stride
+            0 if fixed is None else fixed.mask.data_ptr(),
+            0 if fixed is None else fixed.values.data_ptr(),
+            0 if fixed is None or len(fixed.values) == 1 else fixed.mask.numel(),  # fixed_stride
+            fixed is not None and fixed.clean,
+        )
 
     def part(self, begin: int, end: int) -> Call:
         """The samples begin .. end - 1 of the call; what is the same for all samples stays so."""
@@ -87,37 +129,46 @@ class Network:
             return None, {}
         t = self.times[row.table].expand(len(u))
         how = self.conditions.call
-        labels = None if call.labels is None else torch.as_tensor(call.labels).long().expand(len(u))
+        labels = (
+            None
+            if call.labels is None
+            else torch.as_tensor(call.labels, device=u.device).long().expand(len(u))
+        )
         context = None if call.context is None else call.context.expand(len(u), -1)
         F = _like(u, how(self.model, u, t, labels, context))
         if not self.guided or row.guidance == 1:
             return F, {}
         if self.conditions.null_class is not None:
-            labels = torch.full((len(u),), self.conditions.null_class)
+            labels = torch.full((len(u),), self.conditions.null_class, device=u.device)
         if self.conditions.null_context is not None:
-            context = self.conditions.null_context.expand(len(u), -1)
+            context = self.conditions.null_context.to(u.device).expand(len(u), -1)
         scale = row.guidance if call.guidance is None else call.guidance
         unconditional = _like(u, how(self.model, u, t, labels, context))
         return F, {"uncond_output": unconditional, "guidance_scale": scale}
 
 
-@torch.no_grad()
-def run_module(
-    network: Network, table: StepTable, call: Call, target: Tensor, step: Callable[..., Tensor]
-) -> list[int]:
-    """Fills target, (n, *shape) or with a trajectory (rows + 1, n, *shape); returns the samples not finite.
+@dataclass(frozen=True)
+class ModuleChain:
+    """step: ops.reverse_step or its twin."""
 
-    step: ops.reverse_step or its twin.
-    """
-    bad: list[int] = []
-    for at in range(0, call.n, MODULE_CHUNK):
-        rows = slice(at, min(at + MODULE_CHUNK, call.n))
-        part = target[:, rows] if call.trajectory else target[rows]
-        x = _chain(network, table, call.part(rows.start, rows.stop), part, step)
-        bad += (~torch.isfinite(x.flatten(1)).all(1)).nonzero().flatten().add(call.start + at).tolist()
-        if call.bar is not None:
-            call.show(rows.stop)
-    return bad
+    network: Network
+    table: StepTable
+    step: Callable[..., Tensor]
+    name = "torch"
+
+    @torch.no_grad()
+    def run(self, call: Call, target: Tensor) -> NotFinite:
+        """Fills target, (n, *shape) or with a trajectory (rows + 1, n, *shape), on the module's device."""
+        bad = []
+        size = MODULE_CHUNK if target.is_cpu else DEVICE_CHUNK
+        for at in range(0, call.n, size):
+            rows = slice(at, min(at + size, call.n))
+            part = target[:, rows] if call.trajectory else target[rows]
+            x = _chain(self.network, self.table, call.part(rows.start, rows.stop), part, self.step)
+            bad.append(~torch.isfinite(x.flatten(1)).all(1))
+            if call.bar is not None:
+                call.show(rows.stop)
+        return torch.cat(bad)
 
 
 def _chain(
@@ -128,10 +179,8 @@ def _chain(
     if call.x_T is not None:
         x = call.x_T.clone()
     else:
-        stream = normal(
-            call.n, prod(network.shape), seed=call.seed, step=0, purpose="initial", start=call.start
-        )
-        x = stream.view(shape)
+        how: dict[str, Any] = {"seed": call.seed, "start": call.start, "device": target.device}
+        x = normal(call.n, prod(network.shape), step=0, purpose="initial", **how).view(shape)
     history = [torch.zeros_like(x) for _ in range(3)]
     if call.trajectory:
         target[0] = x

@@ -87,7 +87,7 @@ SAMPLER_CASES = [
          V, "'indx'", "did you mean 'index'"),
     Case("Sampler backend", "unknown", lambda b: b.make(backend="cuda"), V, "'cuda'", "auto, native, torch"),
     Case("Sampler precision", "unknown", lambda b: b.make(precision="float16"), V, "'float16'", "float32"),
-    Case("Sampler device", "another", lambda b: b.make(device=META), V, "'meta'", "cpu"),
+    Case("Sampler device", "another", lambda b: b.make(device=META), V, "'meta'", "CPU"),
     Case("Sampler standardiser", "type", lambda b: b.make(standardiser=(0, 1)),
          Ty, r"\(0, 1\)", "Standardiser"),
     Case("Sampler standardiser", "width", lambda b: b.make(standardiser=df.Standardiser([0.0], [1.0])),

@@ -54,8 +54,9 @@ def cuda_chain(
     options = {k: call.pop(k) for k in ("precision", "shared_bytes", "tensor_cores", "module") if k in call}
     limits = {k: call.pop(k) for k in ("max_blocks",) if k in call}
     p = program(plan, **options)
-    out = np.full(n * plan.dim + 64, GUARD)
-    states = np.full((len(plan.rows) + 1) * n * plan.dim + 64, GUARD) if trajectory else None
+    beyond = 64 * plan.dim  # what the last tile could write were it full
+    out = np.full(n * plan.dim + beyond, GUARD)
+    states = np.full((len(plan.rows) + 1) * n * plan.dim + beyond, GUARD) if trajectory else None
     scratch = np.full(max(1, p.scratch_bytes(n) // 4), np.nan, np.float32)
     given = pointers(plan, call) | limits | {"trajectory": address(states)}
     scratch_at = address(scratch) if p.scratch_bytes(n) else 0

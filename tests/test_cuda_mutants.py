@@ -30,14 +30,18 @@ MUTANTS: dict[str, Change] = {
     "always the first pair": ("cuda/quads.cuh", "component & 2", "0u"),
     "samples of 32 bits": ("cuda/quads.cuh", "uint32_t(index >> 32)", "0u"),
     "no substream": ("cuda/quads.cuh", "substream << 16", "0u"),
-    "a clamp that swallows NaN": ("cuda/step.cuh", "limit < m ? limit : m", "m < limit ? m : limit"),
+    "a clamp that swallows NaN": (
+        "cuda/step.cuh",
+        "min_keep_nan(vf(limit), vf(m))",
+        "min_keep_nan(vf(m), vf(limit))",
+    ),
     "one scale for a pack": ("cuda/step.cuh", "a.guidance_scales[to.at.sample[k]]", "a.guidance_scales[0]"),
     "a history that is not shifted": (
         "cuda/step.cuh",
         "to.store(a.history[2], raw_h[1])",
         "to.store(a.history[2], raw_h[0])",
     ),
-    "the whole log variance": ("cuda/step.cuh", "exp(0.5f * other[k])", "exp(other[k])"),
+    "the whole log variance": ("cuda/step.cuh", "exp(vf(0.5f * other[k]))", "exp(vf(other[k]))"),
     "a sum for the difference": ("cuda/step.cuh", "F[k] - other[k]", "F[k] + other[k]"),
     "the seed given, not the one in memory": (
         "cuda/step.cuh",

@@ -10,7 +10,7 @@
 namespace df::cuda {
 
 template <Dtype D>
-struct Element {  // of 16 bits
+struct Format {  // of 16 bits
     using T = uint16_t;
     static constexpr int kPack = 8;
     static constexpr ptx::Half kHalf = D == Dtype::kBfloat16 ? ptx::Half::kBf16 : ptx::Half::kF16;
@@ -34,7 +34,7 @@ struct Element {  // of 16 bits
 };
 
 template <>
-struct Element<Dtype::kFloat32> {
+struct Format<Dtype::kFloat32> {
     using T = float;
     static constexpr int kPack = 4;
 

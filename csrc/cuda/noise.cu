@@ -27,7 +27,7 @@ __device__ __forceinline__ void write_normals(const NoiseParams& p, const Access
 }
 
 __global__ void __launch_bounds__(kThreads) noise_kernel(const __grid_constant__ NoiseParams p) {
-    using E = Element<Dtype::kFloat32>;
+    using E = Format<Dtype::kFloat32>;
     const uint64_t item = item_index();
     if (item < p.cut.packs)
         write_normals(p, PackAccess<E>{pack_at<E::kPack>(item, p.cut.quads, p.args.dim)});
@@ -43,7 +43,7 @@ void run_noise(const NoiseArgs& a, const Replay& replay, const Target& target) {
     const DeviceGuard guard(target.device);
     const bool packs = reinterpret_cast<uintptr_t>(a.out) % 16 == 0 && (a.dim % 4 == 0 || a.dim <= 2);
     const NoiseParams p{a, RoundKeys(a.seed), Draw(a.start, a.dim, a.step, a.purpose, a.substream), replay,
-                        Cut(a.n, a.dim, Element<Dtype::kFloat32>::kPack, packs)};
+                        Cut(a.n, a.dim, Format<Dtype::kFloat32>::kPack, packs)};
     launch(noise_kernel, p.cut.grid(), dim3(kThreads), 0, target.stream, p);
 }
 

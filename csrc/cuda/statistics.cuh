@@ -121,7 +121,7 @@ struct Team {
 
 template <Dtype D, int Threads>
 __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_constant__ StatisticsParams p) {
-    using E = Element<D>;
+    using E = Format<D>;
     const StepArgs& a = p.args;
     const StepRow& r = a.row;
     const Team<Threads> team(shared_memory());

@@ -34,7 +34,7 @@ void run_step(const StepArgs& given, float* factor, float* threshold, const Repl
     with_dtype(a.dtype, [&](auto tag) {
         constexpr Dtype D = tag.value;
         const StepParams p{a, RoundKeys(a.seed), Draw(a.start, a.dim, a.step, kPurposeStep, 0), replay,
-                           Cut(a.n, a.dim, Element<D>::kPack, packs)};
+                           Cut(a.n, a.dim, Format<D>::kPack, packs)};
         launch(full ? step_kernel<D, true> : step_kernel<D, false>, p.cut.grid(), dim3(kThreads), 0,
                target.stream, p);
     });

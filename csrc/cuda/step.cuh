@@ -3,9 +3,9 @@
 // A thread has one pack or one quad. It reads all that it needs first, so that the latency of memory passes
 // under the arithmetic of Philox and Box-Muller, and writes last, so that out may be x.
 #pragma once
+#include "../cpu/functions.h"
 #include "api.h"
 #include "elements.cuh"
-#include "exp.cuh"
 
 namespace df::cuda {
 
@@ -17,10 +17,8 @@ struct StepParams {
     Cut cut;
 };
 
-// [-limit, limit]; NaN stays.
 __device__ __forceinline__ float clamped(float m, float limit) {
-    const float low = limit < m ? limit : m;
-    return -limit > low ? -limit : low;
+    return max_keep_nan(vf(-limit), min_keep_nan(vf(limit), vf(m))).v;
 }
 
 // The normals of a thread's elements. Only the full kernel reads a seed from memory, for round keys made in
@@ -39,7 +37,7 @@ __device__ __forceinline__ void draw_normals(const StepParams& p, const Elements
 // Full: history, prediction, log_variance, statistics, noise that is given, and replays; without, x and the
 // network's outputs alone, in fewer registers.
 template <bool Full, class Access>
-__device__ __forceinline__ void update(const StepParams& p, const Access& to) {
+__device__ __forceinline__ void advance(const StepParams& p, const Access& to) {
     constexpr int N = Access::kCount, kQuads = N / 4;
     using Raw = typename Access::Raw;
     const StepArgs& a = p.args;
@@ -114,7 +112,7 @@ __device__ __forceinline__ void update(const StepParams& p, const Access& to) {
     if (noisy) {
         if (Full && a.log_variance) {
             Access::unpack(raw_v, other);
-            each([&](int k) { next[k] = ScalarLanes::fma(exp(0.5f * other[k]), z[k], next[k]); });
+            each([&](int k) { next[k] = ScalarLanes::fma(exp(vf(0.5f * other[k])).v, z[k], next[k]); });
         } else {
             each([&](int k) { next[k] = ScalarLanes::fma(r.s, z[k], next[k]); });
         }
@@ -133,13 +131,13 @@ __device__ __forceinline__ void update(const StepParams& p, const Access& to) {
 
 template <Dtype D, bool Full>
 __global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ StepParams p) {
-    using E = Element<D>;
+    using E = Format<D>;
     const uint64_t item = item_index();
     if (item < p.cut.packs)
-        update<Full>(p, PackAccess<E>{pack_at<E::kPack>(item, p.cut.quads, p.args.dim)});
+        advance<Full>(p, PackAccess<E>{pack_at<E::kPack>(item, p.cut.quads, p.args.dim)});
     else if (item < p.cut.items)
-        update<Full>(p,
-                     QuadAccess<E>{quad_at(item - p.cut.packs + p.cut.first_quad, p.cut.quads, p.args.dim)});
+        advance<Full>(p,
+                      QuadAccess<E>{quad_at(item - p.cut.packs + p.cut.first_quad, p.cut.quads, p.args.dim)});
 }
 
 }  // namespace df::cuda

@@ -1,0 +1,33 @@
+"""The fused chain on the CPU: a packed plan, and its run for a checked call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from diffusion_fast import _cpu, _tensors
+from diffusion_fast.plan import Plan
+from diffusion_fast.torch_chain import Call, NotFinite
+
+
+class CpuChain:
+    """A plan, packed for the processor's instruction set."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._program: Any = _cpu.Program(plan.to_bytes())
+        self.name = f"native ({self._program.isa})"
+
+    def run(self, call: Call, target: Tensor) -> NotFinite:
+        """Fills target, (n, *shape) or with a trajectory (rows + 1, n, *shape)."""
+        last = _tensors.allocate(target.shape[1:]) if call.trajectory else target
+        bad: NotFinite = self._program.run(
+            last.data_ptr(),
+            call.n,
+            call.start,
+            call.seed,
+            call.threads,
+            *call.addresses(target),
+            call.show if call.bar is not None else None,
+        )
+        return bad

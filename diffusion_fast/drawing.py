@@ -1,0 +1,72 @@
+"""The samples of a checked call: memory for them, the chain that fills it, the data's own units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffusion_fast import _tensors, sampler_checks
+from diffusion_fast.cpu_chain import CpuChain
+from diffusion_fast.cuda_chain import CudaChain, to_host
+from diffusion_fast.standardiser import Standardiser
+from diffusion_fast.torch_chain import DEVICE_CHUNK, MODULE_CHUNK, Call, ModuleChain, NotFinite
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """chain runs on device. shape: of one sample. n_rows: of the table."""
+
+    chain: CpuChain | CudaChain | ModuleChain
+    device: torch.device
+    shape: tuple[int, ...]
+    n_rows: int
+    standardiser: Standardiser | None
+
+    def target(self, call: Call, out: Any) -> Tensor:
+        """Memory for the samples or the trajectory: out, on the device or on the CPU, or without it new."""
+        shape = (call.n, *self.shape)
+        if call.trajectory:
+            shape = (self.n_rows + 1, *shape)
+        if out is None:
+            return _tensors.allocate(shape, self.device)
+        there = isinstance(out, Tensor) and not out.is_cpu
+        device = self.device if there else _tensors.CPU
+        return _tensors.output("out", out, torch.float32, shape, call.inputs, in_place=False, device=device)
+
+    def draw(self, call: Call, target: Tensor, progress: bool) -> None:
+        """Fills the target and warns of samples that are not finite; MemoryError where a device runs out."""
+        run = self._fill
+        if self.device is not _tensors.CPU and target.is_cpu:
+            run = partial(to_host, self._fill, device=self.device)
+        try:
+            if not progress:
+                sampler_checks.warn_not_finite(run(call, target), call)
+                return
+            with tqdm(total=call.n, unit="sample", unit_scale=True) as bar:
+                sampler_checks.warn_not_finite(run(replace(call, bar=bar), target), call)
+                bar.update(call.n - bar.n)
+        except torch.cuda.OutOfMemoryError as error:
+            accepted = "what there is memory for: a smaller n, stream(), or out= with memory on the CPU"
+            raise MemoryError(f"n: got {call.n}; accepted: {accepted} ({error})") from error
+
+    def _fill(self, given: Call, target: Tensor) -> NotFinite:
+        """Fills a target on the device."""
+        call = given if self.device is _tensors.CPU else given.to(self.device)
+        outside = fixed = call.fixed
+        if fixed is not None and self.standardiser is not None:
+            inside = self.standardiser.transform(fixed.values)
+            call = replace(call, fixed=replace(fixed, values=inside))
+        bad = self.chain.run(call, target) if call.n else (0, [])
+        if self.standardiser is None:
+            return bad
+        for part in target.view(-1, *self.shape).split(MODULE_CHUNK if target.is_cpu else DEVICE_CHUNK):
+            part.copy_(self.standardiser.inverse(part))
+        if outside is not None:  # there and back rounds
+            last = target[-1] if call.trajectory else target
+            last.copy_(outside.exact(last))
+        return bad
