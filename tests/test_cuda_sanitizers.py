@@ -31,6 +31,7 @@ def run(sanitizer: str, *tests: str) -> subprocess.CompletedProcess[str]:
     return cuda_build.run_sanitized(sanitizer, SCRIPT, *options, *(str(TESTS / test) for test in tests))
 
 
+@pytest.mark.slow  # an instrumented build of every kernel takes minutes of processor time
 def test_no_data_races() -> None:
     done = run("thread", *PART)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
