@@ -15,6 +15,7 @@ from cli_bench import SMALL, done, json_of, listing, make_bench, rewrite, run
 import diffusion_fast as df
 from diffusion_fast import shape_benchmark
 from diffusion_fast.cli import output
+from diffusion_fast.drawing import Drawing
 from diffusion_fast.sampler import Sampler
 from diffusion_fast.torch_chain import Call
 
@@ -214,14 +215,14 @@ def test_a_failing_run_leaves_no_file(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, error: Exception, line: str
 ) -> None:
     monkeypatch.setattr("diffusion_fast.cli.stored.CHUNK", 10)
-    original = Sampler._draw
+    original = Drawing.draw
 
-    def fail_later(self: Sampler, call: Call, *given: Any) -> None:
+    def fail_later(self: Drawing, call: Call, *given: Any) -> None:
         if call.start >= 20:
             raise error
         original(self, call, *given)
 
-    monkeypatch.setattr(Sampler, "_draw", fail_later)
+    monkeypatch.setattr(Drawing, "draw", fail_later)
     (tmp_path / f"s.{suffix}").write_text("precious")
     arguments = ["--num-samples", 50, "--out", tmp_path / f"s.{suffix}", "--force", "--no-progress"]
     result = run(bench, "sample", "helix.safetensors", *arguments)
