@@ -108,8 +108,7 @@ def empty_like(x: Tensor) -> Tensor:
     if x.nbytes < _LARGE or not x.is_cpu:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     memory = torch.frombuffer(_cpu.Block(x.nbytes), dtype=torch.uint8)
-    new = torch.empty(0, dtype=x.dtype)
-    return new.set_(memory.untyped_storage(), 0, x.shape, torch.empty(x.shape, device="meta").stride())
+    return torch.empty(0, dtype=x.dtype).set_(memory.untyped_storage(), 0, x.shape)  # type: ignore[call-overload]
 
 
 def allocate(shape: Sequence[int], device: torch.device = CPU) -> Tensor:
