@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from diffusion_fast import __version__
-from diffusion_fast.cli import bench, demo, evaluate, explain, info, plot, sample, train
+from diffusion_fast.cli import bench, demo, evaluate, explain, info, plot, reproduce, sample, train
 from diffusion_fast.cli.errors import Program
 
 
@@ -54,5 +54,6 @@ for command in (
     explain.explain,
     info.info,
     bench.bench,
+    reproduce.reproduce,
 ):
     main.add_command(command)
