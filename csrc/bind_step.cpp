@@ -148,15 +148,16 @@ PyObject* small_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
         Py_RETURN_NONE;
     t.pushes = a.row.flags & kPush;
     t.predicts = given[kPrediction] != Py_None;
-    const auto new_or = [&](PyObject* object, PyObject* absent) {
-        return py::reinterpret_steal<py::object>(object == absent ? empty_like(given[kX])
-                                                                  : Py_NewRef(object));
+    const auto new_or = [&](PyObject* object, PyObject* absent, PlainTensor& view) {
+        if (object == absent) return py::reinterpret_steal<py::object>(empty_like(given[kX], view));
+        if (!plain_tensor(object, view)) view.data = nullptr;
+        return py::reinterpret_borrow<py::object>(object);
     };
-    const py::object prediction = new_or(given[kPrediction], Py_True), out = new_or(given[kOut], Py_None);
+    const py::object prediction = new_or(given[kPrediction], Py_True, t.prediction);
+    const py::object out = new_or(given[kOut], Py_None, t.out);
     if (!prediction || !out) return nullptr;
-    if (t.predicts && (!plain_tensor(prediction.ptr(), t.prediction) || !t.prediction.like(t.x)))
-        Py_RETURN_NONE;
-    if (!plain_tensor(out.ptr(), t.out) || !t.out.like(t.x) || !t.apart()) Py_RETURN_NONE;
+    if (t.predicts && !(t.prediction.data && t.prediction.like(t.x))) Py_RETURN_NONE;
+    if (!t.out.data || !t.out.like(t.x) || !t.apart()) Py_RETURN_NONE;
     a.dtype = t.x.dtype;
     a.x = t.x.data;
     a.out = t.out.data;

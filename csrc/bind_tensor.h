@@ -25,7 +25,8 @@ struct PlainTensor {
 // Whether the object is a torch.Tensor (no subclass) of that kind; false where that is not known.
 bool plain_tensor(PyObject* object, PlainTensor& out);
 
-// torch.empty_like(x): a new reference, null with a Python error.
-PyObject* empty_like(PyObject* x);
+// torch.empty_like(x) of a plain x: a new reference, null with a Python error. `out` is left without data
+// where that is not known.
+PyObject* empty_like(PyObject* x, PlainTensor& out);
 
 }  // namespace df

@@ -106,7 +106,8 @@ def empty_like(x: Tensor) -> Tensor:
     """A contiguous, uninitialised tensor of x's shape and dtype where x is; on the CPU a large one is in
     memory that goes round."""
     if x.nbytes < _LARGE or not x.is_cpu:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
+        made = torch.empty_like(x)  # at once, for a step on a small tensor is a few of these
+        return made if made.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
     memory = torch.frombuffer(_cpu.Block(x.nbytes), dtype=torch.uint8)
     return torch.empty(0, dtype=x.dtype).set_(memory.untyped_storage(), 0, x.shape)  # type: ignore[call-overload]
 

@@ -108,7 +108,7 @@ class FastDPMSolverMultistepScheduler(MultistepStep, DPMSolverMultistepScheduler
             m = fused.apply(self._threshold_row(i), x, F)
             prev_sample = fused.apply(row, x, m, noise=noise, history=past)
         else:
-            prev_sample, m = fused.apply_and_predict(row, x, F, noise=noise, history=past)
+            prev_sample, m = fused.apply(row, x, F, True, noise=noise, history=past)
         if self._of_x0 and self.config.prediction_type == "sample":
             prev_sample = prev_sample.to(output.dtype)
         self._keep(m)

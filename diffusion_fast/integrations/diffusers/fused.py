@@ -7,7 +7,7 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -115,8 +115,8 @@ class FusedStep:
     ) -> tuple[Tensor, Tensor]:
         """prev_sample and pred_original_sample."""
         if self._x0_is_output:
-            return apply(row, x, F, **more), output
-        return apply_and_predict(row, x, F, **more)
+            return apply(row, x, F, None, **more), output
+        return apply(row, x, F, True, **more)
 
     def _limits(self, clip: float | None = None) -> tuple[float, float, float]:
         """What thresholding, else a clamp at clip, make of a predicted x0; the form of UNLIMITED."""
@@ -208,28 +208,42 @@ def drawn(generator: Any, like: Tensor, dtype: torch.dtype | None = None) -> Ten
     return randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype or like.dtype)
 
 
-def apply(row: StepRow, x: Tensor, F: Tensor | None, **more: Any) -> Tensor:
-    """One call of the kernel; more as in `_call`."""
-    out: Tensor = _call(row, x, F, None, **more)
-    return out
-
-
-def apply_and_predict(row: StepRow, x: Tensor, F: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
-    """The same, and m of the row in a new tensor."""
-    both: tuple[Tensor, Tensor] = _call(row, x, F, True, **more)
-    return both
-
-
-def _call(
+@overload
+def apply(
     row: StepRow,
     x: Tensor,
     F: Tensor | None,
-    predicts: Literal[True] | None,
+    predicts: None = None,
+    noise: Tensor | None = None,
+    history: Sequence[Tensor] = (),
+    log_variance: Tensor | None = None,
+) -> Tensor: ...
+@overload
+def apply(
+    row: StepRow,
+    x: Tensor,
+    F: Tensor | None,
+    predicts: Literal[True],
+    noise: Tensor | None = None,
+    history: Sequence[Tensor] = (),
+    log_variance: Tensor | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def apply(
+    row: StepRow, x: Tensor, F: Tensor, predicts: Literal[True], **more: Any
+) -> tuple[Tensor, Tensor]: ...
+def apply(
+    row: StepRow,
+    x: Tensor,
+    F: Tensor | None,
+    predicts: Literal[True] | None = None,
     noise: Tensor | None = None,
     history: Sequence[Tensor] = (),
     log_variance: Tensor | None = None,
 ) -> Any:
-    """Noise that is needed and not given comes from a new seed."""
+    """One call of the kernel: x of the row; with `predicts` also its m, in a new tensor.
+
+    Noise that is needed and not given comes from a new seed.
+    """
     seed: int | None = None
     if row.s == 0:
         noise = None
@@ -262,14 +276,10 @@ def _call(
 
 
 def result(kind: type[Output], return_dict: bool, *values: Tensor) -> Output | tuple[Tensor, ...]:
-    """kind(*values), or the values. Made as its constructor makes it, a field also being an item, in a
-    quarter of the time."""
+    """kind(*values), or the values."""
     if not return_dict:
         return values
-    made = kind.__new__(kind)
-    for name, value in zip(_field_names(kind), values, strict=True):
-        OrderedDict.__setitem__(made, name, value)
-        vars(made)[name] = value
+    made: Output = _cpu.dict_output(kind, _field_names(kind), values)
     return made
 
 

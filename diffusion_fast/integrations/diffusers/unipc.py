@@ -97,7 +97,7 @@ class FastUniPCMultistepScheduler(MultistepStep, UniPCMultistepScheduler):
             x = fused.apply(rows[1], self.last_sample, m, history=self._past(self.this_order, x))
             prev_sample = fused.apply(rows[2], x, m, history=self._past(order - 1, x))
         else:
-            prev_sample, m = fused.apply_and_predict(rows[0], x, F, history=self._past(order - 1, x))
+            prev_sample, m = fused.apply(rows[0], x, F, True, history=self._past(order - 1, x))
         self._keep(m)
         self.timestep_list = [*self.timestep_list[1:], timestep]
         self.this_order, self.last_sample, self._step_index = order, x, i + 1
