@@ -229,9 +229,6 @@ def apply(
     log_variance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 def apply(
-    row: StepRow, x: Tensor, F: Tensor, predicts: Literal[True], **more: Any
-) -> tuple[Tensor, Tensor]: ...
-def apply(
     row: StepRow,
     x: Tensor,
     F: Tensor | None,
