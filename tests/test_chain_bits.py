@@ -29,12 +29,13 @@ PLANS: dict[str, Plan] = {
     "deep": random_plan(7, 3, (9,) * 15),
     "classes": random_plan(8, 3, (40, 9), n_classes=5),
     "guided": random_plan(9, 2, (40, 9), n_classes=5, branches=2),
+    "wide and guided": random_plan(10, 2, (200, 151), n_classes=5, branches=2, n_rows=3),
 }
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_any_split_and_instruction_set(name: str) -> None:
-    """Few-sample path, tiles of one to three vectors, partly filled tiles: one set of bits."""
+    """Few-sample path, both shapes of tile, one to three vectors, partly filled tiles: one set of bits."""
     plan, n = PLANS[name], 100
     labels = np.random.default_rng(0).integers(0, 5, n, dtype=np.int32) if plan.n_classes else None
     for start in (0, 2**32 - 50, 2**48 - n):

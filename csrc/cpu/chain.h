@@ -170,7 +170,8 @@ static bool run_rows(Path&& path) {
 
 static int64_t chain_scratch_floats(const ChainArgs& a) {
     Workspace w;
-    const int64_t tile = w.layout(a, nullptr, kTile), row = w.layout(a, nullptr, 1);
+    const int vectors = a.program.wide ? Wide::kVectors : Usual::kVectors;
+    const int64_t tile = w.layout(a, nullptr, vectors * W), row = w.layout(a, nullptr, 1);
     return (tile > row ? tile : row) + 4 * W;
 }
 
@@ -188,15 +189,22 @@ static bool rows_are_faster(const ProgramView& p, int count) {
     return 5 * count * row < 4 * tile;
 }
 
+template <class Shape>
+static bool run_tile(const ChainArgs& a, float* scratch, int64_t first, int count) {
+    constexpr int R = Shape::kBlock;
+    if (count <= W) return run_rows(TilePath<R, 1>(a, scratch, first, count));
+    if (count <= 2 * W) return run_rows(TilePath<R, 2>(a, scratch, first, count));
+    if constexpr (Shape::kVectors == 3) return run_rows(TilePath<R, 3>(a, scratch, first, count));
+    return false;
+}
+
 static bool chain(const ChainArgs& a, float* scratch, int64_t first, int count) {
     if (count < W && rows_are_faster(a.program, count)) {
         for (int i = 0; i < count; ++i)
             if (!run_rows(RowPath(a, scratch, first + i))) return false;
         return true;
     }
-    if (count <= W) return run_rows(TilePath<1>(a, scratch, first, count));
-    if (count <= 2 * W) return run_rows(TilePath<2>(a, scratch, first, count));
-    return run_rows(TilePath<3>(a, scratch, first, count));
+    return (a.program.wide ? run_tile<Wide> : run_tile<Usual>)(a, scratch, first, count);
 }
 
 }  // namespace df::DF_ISA

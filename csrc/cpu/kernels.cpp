@@ -60,8 +60,8 @@ extern const Kernels table;
 const Kernels table = {
     DF_STRING(DF_ISA),
     df::DF_ISA::W,
-    df::DF_ISA::kBlock,
-    df::DF_ISA::kTile,
+    {df::DF_ISA::Usual::kBlock, df::DF_ISA::Usual::kVectors * df::DF_ISA::W},
+    {df::DF_ISA::Wide::kBlock, df::DF_ISA::Wide::kVectors * df::DF_ISA::W},
     df::DF_ISA::chain_scratch_floats,
     df::DF_ISA::chain,
     df::DF_ISA::step,

@@ -15,10 +15,9 @@ struct PackedOp {
     float param;
     int n_in, n_out, n_out_padded;  // padded to whole vectors
     int extra;                      // as in TileOp, but a value's slot
-    const float*
-        blocks;         // tile path: outputs in blocks of kBlock (the last may be narrower), each [k][block]
-    const float* rows;  // few-sample path: panels of outputs, each [k][panel]
-    const float* bias;  // (n_out_padded), or null
+    const float* blocks;       // tile path: outputs in blocks (the last may be narrower), each [k][block]
+    const float* rows;         // few-sample path: panels of outputs, each [k][panel]
+    const float* bias;         // (n_out_padded), or null
     const float* step_table;   // (n_tables, n_out_padded), or null
     const float* class_table;  // (n_classes, n_out_padded), or null
     const float* weight;       // kNorm: (n_out_padded), or null
@@ -42,6 +41,7 @@ struct ProgramView {
     int n_classes, n_context, branches;
     uint32_t terms;
     bool thresholds;  // some row has a quantile
+    bool wide;        // runs on tiles of the wide shape
 };
 
 struct ChainArgs {
@@ -70,13 +70,18 @@ struct ChainArgs {
 
 constexpr int kStatisticsRows = 2, kStatisticsPadding = 16;
 
+// Outputs computed at once, and the most samples in a tile.
+struct TileSize {
+    int block, samples;
+};
+
 struct Kernels {
     const char* name;
-    int lanes, block;  // SIMD width; outputs a tile block computes at once
-    int tile;          // most samples in a tile
+    int lanes;             // SIMD width
+    TileSize usual, wide;  // the same where one shape is the best for all programs
     // Floats of scratch that a tile of `samples` needs (64-byte aligned).
     int64_t (*scratch_floats)(const ChainArgs&);
-    // The whole chain for samples [first, first + count), count <= tile; false if stopped.
+    // The whole chain for samples [first, first + count), count <= the tile's; false if stopped.
     bool (*chain)(const ChainArgs&, float* scratch, int64_t first, int count);
     // Elements [quad_begin, quad_end) of the step, in quads of four elements of one sample.
     void (*step)(const StepArgs&, int64_t quad_begin, int64_t quad_end);

@@ -3,19 +3,28 @@
 // Register block: R outputs x V vectors of accumulators, one broadcast weight against V vectors of x at a
 // time; with R = 8, V = 3 that is 24 chains in flight, 11 loads for 24 fma. Each output is one fma chain,
 // init first, k ascending; beyond kChain inputs each further kChain are a chain from 0, added to what stands.
+//
+// A program runs on one of two shapes of tile with the same bits: the usual one, and one of fewer samples and
+// more outputs for layers whose inputs and outputs would not fit into the first cache.
 #pragma once
 #include "functions.h"
 #include "kernels.h"
 
 namespace df::DF_ISA {
 
+// R outputs x up to V vectors of samples.
+template <int R, int V>
+struct TileShape {
+    static constexpr int kBlock = R, kVectors = V;
+};
+
 #if defined(__AVX512F__)
-constexpr int kBlock = 8;  // 24 accumulators + 3 of x + 1 weight of 32 registers
+using Usual = TileShape<8, 3>;  // 24 accumulators + 3 of x + 1 weight of 32 registers
+using Wide = Usual;
 #else
-constexpr int kBlock = 4;  // 12 + 3 + 1 of 16
+using Usual = TileShape<4, 3>;  // 12 + 3 + 1 of 16
+using Wide = TileShape<6, 2>;   // 12 + 2 + 1
 #endif
-constexpr int kVectors = 3;
-constexpr int kTile = kVectors * W;
 
 // init: (R), and lane_init: [R][S] or null;  w: [n_in][R];  x: [n_in][S];  y: [R][S]
 template <int R, int V>
@@ -80,29 +89,20 @@ static __attribute__((noinline)) void linear_blocks(const cpu::PackedOp& l, int 
         }
 }
 
-template <int V>
-static void linear_tile(const cpu::PackedOp& l, const LinearBranch* b, int count) {
-    const int whole = l.n_out / kBlock * kBlock;
-    const float* tail = l.blocks + int64_t(whole) * l.n_in;
-    linear_blocks<kBlock, V>(l, 0, whole, l.blocks, b, count);
-    switch (l.n_out - whole) {
-        case 1:
-            return linear_blocks<1, V>(l, whole, l.n_out, tail, b, count);
-        case 2:
-            return linear_blocks<2, V>(l, whole, l.n_out, tail, b, count);
-        case 3:
-            return linear_blocks<3, V>(l, whole, l.n_out, tail, b, count);
-#if defined(__AVX512F__)
-        case 4:
-            return linear_blocks<4, V>(l, whole, l.n_out, tail, b, count);
-        case 5:
-            return linear_blocks<5, V>(l, whole, l.n_out, tail, b, count);
-        case 6:
-            return linear_blocks<6, V>(l, whole, l.n_out, tail, b, count);
-        case 7:
-            return linear_blocks<7, V>(l, whole, l.n_out, tail, b, count);
-#endif
+// The outputs that are left where R do not divide them, 1 to Most of them.
+template <int Most, int V>
+static void linear_tail(const cpu::PackedOp& l, int first, const float* w, const LinearBranch* b, int count) {
+    if constexpr (Most > 0) {
+        if (l.n_out - first == Most) return linear_blocks<Most, V>(l, first, l.n_out, w, b, count);
+        linear_tail<Most - 1, V>(l, first, w, b, count);
     }
+}
+
+template <int R, int V>
+static void linear_tile(const cpu::PackedOp& l, const LinearBranch* b, int count) {
+    const int whole = l.n_out / R * R;
+    linear_blocks<R, V>(l, 0, whole, l.blocks, b, count);
+    linear_tail<R - 1, V>(l, whole, l.blocks + int64_t(whole) * l.n_in, b, count);
 }
 
 // The few-sample path: lanes = outputs, one sample. The same fma chain per output, so the same bits.
@@ -125,13 +125,24 @@ DF_INLINE void linear_panel(int n_in, const float* __restrict w, const float* __
     }
 }
 
-static void linear_row(const cpu::PackedOp& l, const float* init, const float* x, float* y) {
-    const float* w = l.rows;
-    for (int v = 0, vectors = l.n_out_padded / W, B; v < vectors; v += B, w += B * W * l.n_in) {
-        B = cpu::panel_vectors(vectors - v);
+// Backwards the panels come last to first. A chain whose weights are a little more than a cache holds goes to
+// and fro: what the step before read last is still there.
+static void linear_row(const cpu::PackedOp& l, const float* init, const float* x, float* y, bool backwards) {
+    const auto panel_at = [&](int v, int B) {
         const auto panel = B == 8 ? linear_panel<8> : B == 4 ? linear_panel<4> : linear_panel<1>;
-        panel(l.n_in, w, init + v * W, x, y + v * W);
-    }
+        panel(l.n_in, l.rows + int64_t(v) * W * l.n_in, init + v * W, x, y + v * W);
+    };
+    const int vectors = l.n_out_padded / W;
+    if (backwards)
+        for (int end = vectors, B; end > 0; end -= B) {
+            B = end % 8 == 0 ? 8 : end % 4 == 0 ? 4 : 1;  // where the panels of panel_vectors end
+            panel_at(end - B, B);
+        }
+    else
+        for (int v = 0, B; v < vectors; v += B) {
+            B = cpu::panel_vectors(vectors - v);
+            panel_at(v, B);
+        }
     apply(Function(l.function), l.param, y, y, l.n_out_padded);
 }
 

@@ -16,9 +16,9 @@ DF_INLINE void sample_words(uint64_t first, vu& lo, vu& hi) {
     hi = splat_bits(uint32_t(first >> 32)) + (vu(lo < base) & splat_bits(1));
 }
 
-// ---- lanes = samples: V vectors of them, feature-major
+// ---- lanes = samples: V vectors of them, feature-major; weights in blocks of R outputs
 
-template <int V>
+template <int R, int V>
 struct TilePath {
     static constexpr int S = V * W;  // floats from one element to the next
     const ChainArgs& a;
@@ -87,7 +87,7 @@ struct TilePath {
                 else
                     other_op<S>(op, x, op.extra ? w.slots[b][op.extra] : u, y);
             }
-            if (op.kind == OpKind::kLinear) linear_tile<V>(op, linear, count);
+            if (op.kind == OpKind::kLinear) linear_tile<R, V>(op, linear, count);
         }
     }
 
@@ -144,6 +144,7 @@ struct RowPath {
     const int64_t first;
     const RoundKeys keys;
     Workspace w;
+    bool backwards = false;
 
     RowPath(const ChainArgs& args, float* scratch, int64_t first_) : a(args), first(first_), keys(args.seed) {
         const int64_t floats = w.layout(a, scratch, 1);
@@ -179,6 +180,7 @@ struct RowPath {
     }
 
     void network(int from, int to, uint32_t table, const float* u, int branches) {
+        backwards = !backwards;
         for (int i = from; i < to; ++i) {
             const PackedOp& op = a.program.ops[i];
             for (int b = 0; b < (op.differs ? branches : 1); ++b) {
@@ -189,7 +191,8 @@ struct RowPath {
                 const float* init = is_joint(op) ? op.class_table + joint_row * op.n_out_padded
                                                  : uniform_init(op, table, label, w.init[b]);
                 if (op.kind == OpKind::kLinear)
-                    linear_row(op, op.extra ? plus(init, w.slots[b][op.extra], op.n_out_padded) : init, x, y);
+                    linear_row(op, op.extra ? plus(init, w.slots[b][op.extra], op.n_out_padded) : init, x, y,
+                               backwards);
                 else if (op.kind == OpKind::kTable)
                     memcpy(y, init, size_t(op.n_out_padded) * sizeof(float));
                 else

@@ -15,6 +15,7 @@ class Program {
 
     ProgramView view() const;
     const Kernels& kernels() const { return kernels_; }
+    const TileSize& tile() const { return wide_ ? kernels_.wide : kernels_.usual; }
     // Multiply-adds of one sample and one row, both branches, for deciding how many threads a call is worth.
     int64_t work_per_step() const { return work_per_step_; }
 
@@ -27,6 +28,7 @@ class Program {
     float* allocate(int64_t floats);
 
     const Kernels& kernels_;
+    const bool wide_;
     std::vector<StepRow> rows_;
     std::vector<PackedOp> ops_;
     Slots slots_;

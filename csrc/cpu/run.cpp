@@ -150,10 +150,11 @@ void work_on_tiles(Chain& chain, Worker& worker, const Kernels& kernels, float* 
 }
 
 // Samples per tile: full tiles for long calls, smaller equal ones when there are too few to go round.
-int tile_size(const Kernels& k, int64_t n, int threads) {
-    const int64_t vectors = (n + k.lanes - 1) / k.lanes, full = k.tile / k.lanes;
+int tile_size(const Program& program, int64_t n, int threads) {
+    const int lanes = program.kernels().lanes;
+    const int64_t vectors = (n + lanes - 1) / lanes, full = program.tile().samples / lanes;
     const int64_t rounds = (vectors + threads * full - 1) / (threads * full);
-    return int(std::min(full, (vectors + rounds * threads - 1) / (rounds * threads)) * k.lanes);
+    return int(std::min(full, (vectors + rounds * threads - 1) / (rounds * threads)) * lanes);
 }
 
 // Starting a thread costs some 20 us; each should get at least twice that, at about 50 multiply-adds a ns.
@@ -176,7 +177,7 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
     chain.args = args;
     chain.poll = poll;
     chain.report.first_bad.reserve(9);  // so that noting bad rows never allocates
-    chain.tile = tile_size(kernels, args.n, threads);
+    chain.tile = tile_size(program, args.n, threads);
     const int64_t floats = kernels.scratch_floats(args) + 16;
     std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);
     const auto work_on = [&](int i) {
