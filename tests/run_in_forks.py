@@ -21,7 +21,7 @@ import torch
 
 import diffusion_fast as df
 
-N, CHUNK, KILLS = 60_000, 120, 20
+N, CHUNK, KILLS = 30_000, 60, 20
 
 
 def make_sampler() -> df.Sampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -59,8 +60,8 @@ def stopped_after(chunks: int) -> Iterator[None]:
 def test_a_file_is_the_array_of_sample(tmp_path: Path, sampler: df.Sampler, n: int, start: int) -> None:
     result = df.sample_to(tmp_path / "x.npy", sampler, n, seed=7, start=start, chunk_size=CHUNK)
     assert (result.path, result.n, result.drawn) == (tmp_path / "x.npy", n, n)
-    assert sha256(tmp_path / "x.npy") == expected(tmp_path / "y", sampler.sample(n, seed=7, start=start))
-    assert {p.name for p in tmp_path.iterdir()} == {"x.npy", "x.npy.manifest.json", "y"}
+    assert sha256(tmp_path / "x.npy") == expected(tmp_path / "y.npy", sampler.sample(n, seed=7, start=start))
+    assert {p.name for p in tmp_path.iterdir()} == {"x.npy", "x.npy.manifest.json", "y.npy"}
 
 
 def test_chunks_and_threads_change_no_byte(tmp_path: Path, sampler: df.Sampler) -> None:
@@ -287,10 +288,9 @@ def test_two_processes_do_not_write_the_same_rows(tmp_path: Path, sampler: df.Sa
 def test_a_failing_disk_leaves_a_run_that_goes_on(
     tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch, code: str, name: str
 ) -> None:
-    import errno
 
     number = getattr(errno, code)
-    write, left = os.pwrite, [4]
+    write, left = os.pwrite, [30]
 
     def failing(descriptor: int, data: Any, at: int) -> int:
         left[0] -= 1

@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from samplers import SCHEDULE, make_model
 
 import diffusion_fast as df
 
@@ -91,23 +89,3 @@ def test_a_fork_after_use_draws_the_same() -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert stdout.split() == ["0"]
-
-
-def test_threads_that_are_killed_by_an_interrupt_leave_others_alone(sampler: df.Sampler) -> None:
-    """A call that an exception stops, beside one that goes on."""
-    expected = sampler.sample(N, seed=1, threads=2)
-    model = make_model(hidden=(512, 512))
-    slow = df.Sampler(model, SCHEDULE, backend="native")
-    results: list[torch.Tensor] = []
-    thread = threading.Thread(
-        target=lambda: results.extend(sampler.sample(N, seed=1, threads=2) for _ in range(20))
-    )
-    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
-    thread.start()
-    timer.start()
-    began = time.perf_counter()
-    with pytest.raises(KeyboardInterrupt):
-        while time.perf_counter() - began < 30:
-            slow.sample(20_000, threads=2)
-    thread.join()
-    assert all(torch.equal(result, expected) for result in results) and len(results) == 20

@@ -137,6 +137,6 @@ def _as_typed(out: str) -> Iterator[None]:
         raise ValueError(words) from error
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} (--resume goes on)", error.filename) from error
-    except (KeyboardInterrupt, Terminated):
+    except (KeyboardInterrupt, Terminated) as stopped:
         click.echo(f"{out} is not complete: --resume goes on", err=True)
-        raise
+        raise click.Abort if isinstance(stopped, KeyboardInterrupt) else stopped from None

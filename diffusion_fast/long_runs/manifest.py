@@ -15,13 +15,14 @@ from typing import Any
 
 from diffusion_fast import _schema
 from diffusion_fast._checks import MAX_SAMPLES
-from diffusion_fast._files import replacing
+from diffusion_fast._files import naming_file, replacing
 
 FORMAT_VERSION = 1
 FORMS = ("npy", "folder", "npz", "csv", "parquet")
 MAX_BYTES = 1 << 27  # of a manifest
 MAX_CHUNKS = 1 << 20
 _DIGEST = re.compile("[0-9a-f]{64}")
+_NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 
 _TEXT = {"type": "string", "maxLength": 200}
 _TEXT_OR_NULL = {"type": ["string", "null"], "maxLength": 200}
@@ -104,7 +105,7 @@ class Manifest:
 
     def save(self, path: Path, *, sync: bool = False) -> None:
         values = asdict(self) | {"format_version": FORMAT_VERSION}
-        with replacing(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+        with naming_file(path), replacing(path) as temporary, temporary.open("x", encoding="utf-8") as file:
             json.dump(values, file)
             if sync:
                 file.flush()
@@ -127,9 +128,8 @@ def load(path: Path) -> Manifest:
         if made.n < 1 or made.n_chunks > MAX_CHUNKS or made.rows_per_file % made.chunk_size:
             raise ValueError("its sizes do not go together")
         for name, digest in values["done"].items():
-            chunk = int(name) if name.isascii() and name.isdigit() and len(name) < 9 else -1
-            right = isinstance(digest, str) and _DIGEST.fullmatch(digest) and str(chunk) == name
-            if not right or chunk >= made.n_chunks:
+            chunk = int(name) if _NUMBER.fullmatch(name) else made.n_chunks
+            if chunk >= made.n_chunks or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
                 raise ValueError(f"at $.done: {name[:20]!r} is no chunk of it with its SHA-256")
             made.done[chunk] = digest
         if made.complete and len(made.done) < made.n_chunks:

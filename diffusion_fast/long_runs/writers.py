@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_fast._files import naming_file
+
 WAITING = 2  # buffers beside those that are drawn into: one is written, one waits
 
 
@@ -54,7 +56,7 @@ class RowFiles:
         if self.folder:
             self.path.mkdir()
         for path, rows in self.files():
-            with path.open("xb") as file:
+            with naming_file(path), path.open("xb") as file:
                 header = self.header(rows)
                 file.write(header)
                 file.truncate(len(header) + rows * self.row_bytes)
@@ -87,15 +89,10 @@ class RowFiles:
         machines see what is closed."""
         path, at = self._place(first)
         left = memoryview(rows).cast("B")
-        descriptor = os.open(path, os.O_WRONLY)
-        try:
+        with naming_file(path), path.open("r+b", buffering=0) as file:
             while left:
-                written = os.pwrite(descriptor, left, at)
+                written = os.pwrite(file.fileno(), left, at)
                 left, at = left[written:], at + written
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        finally:
-            os.close(descriptor)
 
     def read(self, first: int, count: int) -> np.ndarray:
         """(count, *shape) rows of one file; EOFError where it ends before."""
