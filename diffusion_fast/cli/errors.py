@@ -49,7 +49,12 @@ class Program(click.Group):
         run = partial(super().main, *args, **(options | {"standalone_mode": False}))
         if not standalone_mode:
             return run()
-        sys.exit(_exit_code(run))
+        code = _exit_code(run)
+        if code in (INTERRUPTED, TERMINATED):  # at once: to tear torch down takes the interpreter up to seconds
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        sys.exit(code)
 
 
 @contextmanager
