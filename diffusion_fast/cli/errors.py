@@ -99,8 +99,7 @@ def _exit_code(run: Callable[[], Any]) -> int:
     try:
         with _termination_raises(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            run()
-            return 0
+            return run() or 0  # click returns the code of an Exit
     except click.Abort:
         click.echo("interrupted", err=True)
         return INTERRUPTED

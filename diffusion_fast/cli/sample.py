@@ -63,7 +63,7 @@ def sample(
     \b
     Examples:
       diffusion-fast sample helix.safetensors --num-samples 1000000 --out samples.npy
-      diffusion-fast sample helix.safetensors --index-range 500:1000 --out part-1.npy
+      diffusion-fast sample helix.safetensors --index-range 100:200 --out part-1.npy
     """
     from diffusion_fast.cli import output, stored
 

@@ -30,7 +30,7 @@ def verify(
     \b
     Examples:
       diffusion-fast verify samples.npy
-      diffusion-fast verify samples.npy --redraw 0,3 --checkpoint helix.safetensors
+      diffusion-fast verify samples.npy --redraw all --checkpoint helix.safetensors
     """
     import diffusion_fast as df
     from diffusion_fast.cli import output
