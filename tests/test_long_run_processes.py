@@ -143,6 +143,7 @@ def test_a_signal_leaves_a_run_that_goes_on(
     assert sha256(tmp_path / "x.npy") == whole
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow(tmp_path: Path, checkpoint: Path) -> None:
     """RLIMIT_FSIZE, as a quota: one line, code 1, and it goes on where there is space."""
 
@@ -183,6 +184,7 @@ def test_a_full_disk(small_disk: Path, checkpoint: Path, whole: str) -> None:
     assert sha256(small_disk / "x.npy") == whole
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_loses_no_sample(tmp_path: Path, checkpoint: Path, whole: str) -> None:
     read, write = os.pipe()
     os.close(read)
