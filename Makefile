@@ -8,12 +8,14 @@ CXX_SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu
 PYTHON_SOURCES := setup.py diffusion_fast tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint format build cuda gpu-check clean
+.PHONY: help demo test test-slow sanitize fuzz bench lint format build cuda gpu-check clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       train a small model, draw a million samples, show speed and distance"
 	@echo "make test       the tests for every change          make test-slow  the long ones"
+	@echo "make sanitize   the core's tests under the address, undefined and thread sanitizers"
+	@echo "make fuzz       spoilt plans, tables and files for FUZZ_SECONDS, 600"
 	@echo "make bench      measure against peers and the machine's own ceiling"
 	@echo "make cuda       build with the CUDA kernels    make gpu-check  prove and measure them on a device"
 	@echo "make lint       ruff, mypy, clang-format            make format     apply the formatters"
@@ -57,6 +59,14 @@ test: $(STAMP)test build
 
 test-slow: $(STAMP)test build
 	@$(BIN)/python -m pytest --quiet -m slow
+
+sanitize: $(STAMP)test build
+	@$(BIN)/python tests/sanitize.py address
+	@$(BIN)/python tests/sanitize.py thread
+
+FUZZ_SECONDS ?= 600
+fuzz: $(STAMP)test build
+	@DIFFUSION_FAST_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest --quiet -m slow tests/test_fuzz.py
 
 bench: $(STAMP)bench build
 	@$(BIN)/python -m benchmarks.run

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffusion_fast.capture import CaptureError
     from diffusion_fast.checkpoint import Checkpoint, load, save
     from diffusion_fast.cuda import cuda_available
+    from diffusion_fast.long_runs import Columns, RunResult, Verification, sample_to, verify
     from diffusion_fast.plan import Plan
     from diffusion_fast.sampler import Sampler, sample
     from diffusion_fast.schedules import NoiseSchedule
@@ -30,15 +31,18 @@ __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
     "Checkpoint",
+    "Columns",
     "FlowSchedule",
     "NoiseSchedule",
     "Plan",
+    "RunResult",
     "Sampler",
     "SigmaSchedule",
     "Standardiser",
     "StepRow",
     "StepTable",
     "TrainingHistory",
+    "Verification",
     "build_info",
     "cuda",
     "cuda_available",
@@ -51,9 +55,11 @@ __all__ = [
     "plotting",
     "reference",
     "sample",
+    "sample_to",
     "save",
     "solvers",
     "train",
+    "verify",
 ]
 
 # Public names and the modules they come from, imported at first use (PEP 562): torch, SciPy, POT and
@@ -61,20 +67,25 @@ __all__ = [
 _HOME = {
     "CaptureError": "capture",
     "Checkpoint": "checkpoint",
+    "Columns": "long_runs",
     "FlowSchedule": "sigma_schedules",
     "NoiseSchedule": "schedules",
     "Plan": "plan",
+    "RunResult": "long_runs",
     "Sampler": "sampler",
     "SigmaSchedule": "sigma_schedules",
     "Standardiser": "standardiser",
     "StepRow": "solvers.table",
     "StepTable": "solvers.table",
     "TrainingHistory": "training",
+    "Verification": "long_runs",
     "cuda_available": "cuda",
     "load": "checkpoint",
     "sample": "sampler",
+    "sample_to": "long_runs",
     "save": "checkpoint",
     "train": "training",
+    "verify": "long_runs",
 }
 _MODULES = {"cuda", "datasets", "metrics", "models", "noise", "ops", "plotting", "reference", "solvers"}
 

@@ -2,14 +2,13 @@
 
 Tensors: `model.<state dict name>`, `schedule.betas` (float64), `standardiser.mean` and `.std` (float64).
 The header's entry "diffusion_fast" is the JSON text of
-{format_version, model: {class, config}, schedule: {name}, metadata}.
+{format_version, model: {class, config}, schedule: {name}, metadata}, held against SCHEMA.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from diffusion_fast import _checks
+from diffusion_fast import _checks, _schema
+from diffusion_fast._files import replacing
 from diffusion_fast.models import ConditionalMLPDenoiser, MLPDenoiser
 from diffusion_fast.sampler import Sampler
 from diffusion_fast.schedules import NoiseSchedule
@@ -28,6 +28,31 @@ from diffusion_fast.standardiser import Standardiser
 
 FORMAT_VERSION = 1
 HEADER_KEY = "diffusion_fast"
+MAX_HEADER = 1 << 24  # characters
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["format_version", "model", "schedule", "metadata"],
+    "additionalProperties": False,
+    "properties": {
+        "format_version": {"const": FORMAT_VERSION},
+        "model": {
+            "type": "object",
+            "required": ["class", "config"],
+            "additionalProperties": False,
+            "properties": {
+                "class": {"type": "string"},
+                "config": {"type": "object", "maxProperties": 64},  # checked by the class
+            },
+        },
+        "schedule": {
+            "type": "object",
+            "required": ["name"],
+            "additionalProperties": False,
+            "properties": {"name": {"type": "string", "maxLength": 1000}},
+        },
+        "metadata": {"type": "object"},
+    },
+}
 MODEL_CLASSES: dict[str, type[MLPDenoiser]] = {
     "MLPDenoiser": MLPDenoiser,
     "ConditionalMLPDenoiser": ConditionalMLPDenoiser,
@@ -90,15 +115,10 @@ def save(
     }
     content = to_bytes(state, metadata={HEADER_KEY: json.dumps(header)})
 
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # else a crash could leave the new name with an empty file
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary, temporary.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # else a crash could leave the new name with an empty file
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
@@ -144,30 +164,18 @@ def _path(path: Any) -> Path:
 
 
 def _header(text: str | None) -> dict[str, Any]:
-    """The parsed header with every entry of the right type."""
+    """The parsed header, of a known version and of the schema."""
     if text is None:
         raise ValueError(f"the file has no entry {HEADER_KEY!r} in its header")
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its header is not JSON ({error})") from error
-    version = header.get("format_version") if isinstance(header, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"its format version is {version!r}")
-    for key in ("model", "schedule", "metadata"):
-        if not isinstance(header.get(key), dict):
-            raise ValueError(f"its header has no object {key!r}")
-    if not isinstance(header["schedule"].get("name"), str):
-        raise ValueError("its header has no schedule name")
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"its header has more than {MAX_HEADER} characters")
+    header: dict[str, Any] = _schema.parse(text, SCHEMA)
     return header
 
 
 def _model_header(header: dict[str, Any]) -> tuple[type[MLPDenoiser], dict[str, Any]]:
-    name, config = header["model"].get("class"), header["model"].get("config")
-    _checks.choice("model class", name, MODEL_CLASSES)
-    if not isinstance(config, dict):
-        raise ValueError("its header has no model configuration")
-    return MODEL_CLASSES[name], config
+    name = _checks.choice("model class", header["model"]["class"], MODEL_CLASSES)
+    return MODEL_CLASSES[name], header["model"]["config"]
 
 
 def _build(model_class: type[MLPDenoiser], config: dict[str, Any]) -> MLPDenoiser:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from diffusion_fast import _checks
+from diffusion_fast._files import replacing
 from diffusion_fast._timing import torch_threads
 from diffusion_fast.checkpoint import save
 from diffusion_fast.cli.options import default_epochs
-from diffusion_fast.cli.output import replacing
 from diffusion_fast.datasets import Dataset
 from diffusion_fast.metrics import MetricResult, emd, sliced_wasserstein
 from diffusion_fast.models import MLPDenoiser

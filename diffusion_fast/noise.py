@@ -19,6 +19,7 @@ import torch
 
 from diffusion_fast import _checks, _cpu, _tensors, cuda, threads
 
+VERSION = 1  # of the stream: another one gives other samples
 PURPOSES = {"step": 0, "initial": 1, "forward": 3}
 MAX_STEP = (1 << 28) - 1
 

@@ -11,6 +11,11 @@ from diffusion_fast import _checks
 
 MAX_THREADS = 4096
 
+# Threads that have worked for torch are not there in a forked process, where an operation that has work for
+# them would wait for ever. With one it needs none; the fused chain starts its own, as many as are asked for.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 
 def resolve(threads: Any) -> int:
     """The threads of a call, 1 to 4096; the samples do not depend on them. Raises ValueError, TypeError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import struct
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from diffusion_fast import checkpoint
 from diffusion_fast.checkpoint import load, save
 from diffusion_fast.models import MLPDenoiser
 from diffusion_fast.schedules import NoiseSchedule
@@ -85,7 +85,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(good, monkeypatch):
 
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.os, name, fail)
+            patch.setattr(os, name, fail)
             with pytest.raises(OSError, match="disk full"):
                 save(good, make_model(dim=3), SCHEDULE)
         assert good.read_bytes() == before
@@ -143,15 +143,21 @@ def set_tensor(name: str, value: torch.Tensor) -> Callable[[dict, dict], Any]:
 
 
 EDITS: dict[str, tuple[Callable[[dict, dict], Any], str]] = {
-    "version": (lambda h, t: h.update(format_version=2), "format version is 2"),
-    "no version": (lambda h, t: h.pop("format_version"), "format version is None"),
-    "no model": (lambda h, t: h.pop("model"), "no object 'model'"),
-    "no schedule": (lambda h, t: h.pop("schedule"), "no object 'schedule'"),
-    "no schedule name": (lambda h, t: h["schedule"].clear(), "no schedule name"),
-    "metadata a list": (lambda h, t: h.update(metadata=[]), "no object 'metadata'"),
+    "version": (lambda h, t: h.update(format_version=2), r"at \$\.format_version: 1 was expected"),
+    "no version": (lambda h, t: h.pop("format_version"), "'format_version' is a required property"),
+    "no model": (lambda h, t: h.pop("model"), "'model' is a required property"),
+    "no schedule": (lambda h, t: h.pop("schedule"), "'schedule' is a required property"),
+    "no schedule name": (
+        lambda h, t: h["schedule"].clear(),
+        r"at \$\.schedule: 'name' is a required property",
+    ),
+    "metadata a list": (lambda h, t: h.update(metadata=[]), r"at \$\.metadata: \[\] is not of type 'object'"),
     "unknown class": (lambda h, t: h["model"].update({"class": "MLPDenoyser"}), "did you mean 'MLPDenoiser'"),
-    "class a list": (lambda h, t: h["model"].update({"class": ["os"]}), "model class: got"),
-    "no config": (lambda h, t: h["model"].pop("config"), "no model configuration"),
+    "class a list": (
+        lambda h, t: h["model"].update({"class": ["os"]}),
+        r"at \$\.model\.class: \['os'\] is not of type 'string'",
+    ),
+    "no config": (lambda h, t: h["model"].pop("config"), "'config' is a required property"),
     "config key": (set_config(depth=3), "depth"),
     "config without dim": (lambda h, t: h["model"]["config"].pop("dim"), "dim"),
     "activation": (set_config(activation="__import__"), "activation: got '__import__'"),
@@ -209,6 +215,8 @@ OTHER_FILES = {
     "no entry": raw(b'{"__metadata__":{"other":"1"}}'),
     "entry not JSON": raw(b'{"__metadata__":{"diffusion_fast":"}"}}'),
     "entry a list": raw(b'{"__metadata__":{"diffusion_fast":"[]"}}'),
+    "large entry": raw(json.dumps({"__metadata__": {"diffusion_fast": " " * (1 << 24) + "{}"}}).encode()),
+    "NaN entry": raw(b'{"__metadata__":{"diffusion_fast":"NaN"}}'),
     "deep entry": raw(json.dumps({"__metadata__": {"diffusion_fast": "[" * 100_000}}).encode()),
     "offsets outside": raw(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
 }

@@ -171,7 +171,7 @@ def test_samples_in_every_format_are_the_library_s(bench: Path, tmp_path: Path, 
         assert table.columns == ("x", "y", "z")
     assert found["num_samples"] == 300
     assert found["samples_per_second"] == pytest.approx(300 / found["seconds"])
-    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+    assert {p.name for p in tmp_path.iterdir()} == {out.name, f"{out.name}.manifest.json"}
 
 
 def test_a_long_file_comes_in_chunks(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +247,44 @@ def test_a_link_is_followed(bench: Path, tmp_path: Path) -> None:
     assert np.load(tmp_path / "real" / "s.npy").shape == (10, 3)
 
 
+# ---- long runs
+
+
+def test_ranges_of_jobs_join_to_the_run(bench: Path, tmp_path: Path) -> None:
+    """Classes go round by the sample's own index, so jobs need not know of each other."""
+    arguments = ["sample", "kinds.safetensors", "--labels", "right,left,left", "--seed", 3]
+    done(bench, *arguments, "--num-samples", 100, "--out", tmp_path / "all.npy")
+    parts = []
+    for i, (a, b) in enumerate([(0, 41), (41, 100)]):
+        found = json_of(bench, *arguments, "--index-range", f"{a}:{b}", "--out", tmp_path / f"{i}.npy")
+        assert (found["num_samples"], found["index_range"]) == (b - a, [a, b])
+        parts.append(np.load(tmp_path / f"{i}.npy"))
+    assert np.array_equal(np.concatenate(parts), np.load(tmp_path / "all.npy"))
+
+
+def test_verify_draws_again_what_the_manifest_says(bench: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.csv"
+    how = ["--solver", "ddim", "--steps", 4, "--guidance-scale", 2, "--labels", "left"]
+    done(bench, "sample", "kinds.safetensors", "--num-samples", 50, *how, "--out", out)
+    assert "good" in done(bench, "verify", out).stdout
+    found = json_of(bench, "verify", out, "--redraw", "0", "--checkpoint", "kinds.safetensors")
+    assert found["good"] and found["redrawn"] == [0] and found["done"] == found["chunks"] == 1
+    other = run(bench, "verify", out, "--redraw", "all", "--checkpoint", "helix.safetensors")
+    assert other.exit_code == 2
+    out.write_text(out.read_text().replace("0", "1", 1))
+    changed = run(bench, "verify", out)
+    assert changed.exit_code == 1
+    assert "differs from its checksum" in changed.stdout and changed.stderr == ""
+
+
+def test_a_folder_and_a_second_resume(bench: Path, tmp_path: Path) -> None:
+    arguments = ["sample", "helix.safetensors", "--num-samples", 20, "--out", f"{tmp_path}/rows/", "--resume"]
+    assert json_of(bench, *arguments)["drawn"] == 20
+    assert json_of(bench, *arguments)["drawn"] == 0
+    assert [path.name for path in (tmp_path / "rows").iterdir()] == ["000000.npy"]
+    assert "(20 were there)" in done(bench, *arguments).stdout
+
+
 # ---- help
 
 
@@ -268,7 +306,7 @@ def test_every_example_of_the_help_works(tmp_path: Path, monkeypatch: pytest.Mon
     """In the order of the chain, each made short by options after its own; `bench` takes many seconds."""
     monkeypatch.setattr(demo, "TORCH_SAMPLES", 64)
     monkeypatch.setattr(demo, "TORCH_CHUNKS", (32,))
-    order = ["train", "sample", "evaluate", "plot", "explain", "info", "demo"]
+    order = ["train", "sample", "verify", "evaluate", "plot", "explain", "info", "demo"]
     assert {*order, "bench"} == set(main.commands)
     for name in order:
         found = examples(main.commands[name])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import diffusion_fast as df
-from diffusion_fast.models import MLPDenoiser
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "diffusion_fast"]
@@ -87,39 +85,6 @@ def test_type_checkers_and_users_find_the_same(name: str) -> None:
     for_checkers = text.partition("if TYPE_CHECKING:")[2].partition("__version__")[0]
     assert name == "build_info" or name in for_checkers.replace(",", " ").split()
     assert getattr(df, name) is not None
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
-@pytest.mark.parametrize(
-    ("sent", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-    ids=["SIGINT", "SIGTERM"],
-)
-def test_a_signal_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int, word: str) -> None:
-    model = MLPDenoiser(2, (128, 128), n_steps=20).eval()
-    df.save(tmp_path / "slow.safetensors", model, df.NoiseSchedule.cosine(20))
-    out = tmp_path / "out"
-    out.mkdir()
-    process = subprocess.Popen(
-        [*COMMAND, "sample", "slow.safetensors", "--num-samples", "1000000000", "--out", "out/s.npy"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts its background jobs with interrupts ignored, which would be inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
-    )
-    try:
-        while process.poll() is None and not any(path.stat().st_size for path in out.iterdir()):
-            time.sleep(0.05)
-        process.send_signal(sent)
-        stdout, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == code
-    assert stdout == "" and stderr.split() == [word]
-    assert list(out.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of another kind")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from diffusion_fast import __version__
-from diffusion_fast.cli import bench, demo, evaluate, explain, info, plot, reproduce, sample, train
+from diffusion_fast.cli import bench, demo, evaluate, explain, info, plot, reproduce, sample, train, verify
 from diffusion_fast.cli.errors import Program
 
 
@@ -49,6 +49,7 @@ for command in (
     demo.demo,
     train.train,
     sample.sample,
+    verify.verify,
     evaluate.evaluate,
     plot.plot,
     explain.explain,

@@ -49,7 +49,15 @@ class Program(click.Group):
         run = partial(super().main, *args, **(options | {"standalone_mode": False}))
         if not standalone_mode:
             return run()
-        sys.exit(_exit_code(run))
+        code = _exit_code(run)
+        if code in (
+            INTERRUPTED,
+            TERMINATED,
+        ):  # at once: to tear torch down takes the interpreter up to seconds
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        sys.exit(code)
 
 
 @contextmanager
@@ -94,8 +102,7 @@ def _exit_code(run: Callable[[], Any]) -> int:
     try:
         with _termination_raises(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            run()
-            return 0
+            return run() or 0  # click returns the code of an Exit
     except click.Abort:
         click.echo("interrupted", err=True)
         return INTERRUPTED

@@ -170,6 +170,18 @@ def existing_file(accepted: str) -> Kind:
     return Kind("file", parse, f"an existing {accepted}", files=True)
 
 
+def _index_range(value: Any) -> tuple[int, int]:
+    first, end = (_integer(part, 0, MAX_SAMPLES) for part in _text(value).split(":"))
+    if first >= end:
+        raise ValueError
+    return first, end
+
+
+def _chunks(value: Any) -> list[int] | str:
+    text = _text(value)
+    return text if text == "all" else [_integer(part, 0, None) for part in text.split(",")]
+
+
 def _integer(value: Any, low: int, high: int | None) -> int:
     number = int(value) if isinstance(value, str) else value
     if type(number) is not int or number < low or (high is not None and number > high):
@@ -189,6 +201,8 @@ def _text(value: Any) -> str:
 POSITIVE = real("a number above 0", lambda x: x > 0)
 FRACTION = real("a number in (0, 1)", lambda x: 0 < x < 1)
 BETA = FRACTION
+INDEX_RANGE = Kind("A:B", _index_range, f"A:B with 0 <= A < B <= {MAX_SAMPLES}")
+CHUNKS = Kind("chunks", _chunks, "all, or numbers of chunks with commas between them")
 CHECKPOINT = existing_file("checkpoint file, as train writes it")
 SAMPLES = existing_file("file of samples (.npy, .npz, .csv, .parquet) or checkpoint")
 DATA = Kind(

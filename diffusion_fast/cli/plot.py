@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import diffusion_fast as df
+from diffusion_fast._files import replacing
 from diffusion_fast.cli import options
 from diffusion_fast.cli.errors import Command, refuse_unused
 
@@ -63,7 +64,7 @@ def plot(
         refuse_unused(["data_seed"], "a checkpoint, which knows its own")
     else:
         refuse_unused((*options.DRAWING_OPTIONS, "seed"), "a file of samples")
-    with output.replacing(target) as temporary:
+    with replacing(target) as temporary:
         if chain:
             draw_chain(samples, temporary, seed, how)
         else:

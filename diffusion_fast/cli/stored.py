@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import numpy as np
 import diffusion_fast as df
 from diffusion_fast.cli.errors import naming
 from diffusion_fast.cli.options import PREDICTION_TYPES
-from diffusion_fast.cli.output import Samples
 
 FILE_SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
 CHUNK = 1 << 16  # samples: often enough for the bar, and 200 MB of images of 784 pixels
@@ -217,42 +214,29 @@ def label_cycle(checkpoint: df.Checkpoint, labels: str | None) -> np.ndarray | N
     return np.array([names.index(name) for name in wanted])
 
 
-class Draw:
-    """The samples of a run in chunks, with the seconds that drawing them took."""
+def draw(
+    sampler: df.Sampler,
+    n: int,
+    *,
+    seed: int,
+    labels: np.ndarray | None,
+    threads: int | None,
+    progress: bool | None,
+) -> np.ndarray:
+    """n samples in memory, with a bar."""
+    from tqdm import tqdm
 
-    def __init__(
-        self,
-        sampler: df.Sampler,
-        n: int,
-        *,
-        seed: int,
-        labels: np.ndarray | None,
-        threads: int | None,
-        progress: bool | None,
-    ) -> None:
-        self.n, self.seconds = n, 0.0
-        self.labels = None if labels is None else np.resize(labels, n)
-        self._show = sys.stderr.isatty() if progress is None else progress
-        self._chunks = sampler.stream(n, CHUNK, seed=seed, threads=threads, labels=self.labels)
+    parts = []
+    with tqdm(total=n, unit="sample", unit_scale=True, disable=not shown(progress)) as bar:
+        for chunk in sampler.stream(n, CHUNK, seed=seed, threads=threads, labels=labels):
+            parts.append(chunk.numpy())
+            bar.update(len(chunk))
+    return np.concatenate(parts)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        from tqdm import tqdm
 
-        with tqdm(total=self.n, unit="sample", unit_scale=True, disable=not self._show) as bar:
-            while True:
-                began = time.perf_counter()
-                chunk = next(self._chunks, None)
-                self.seconds += time.perf_counter() - began
-                if chunk is None:
-                    return
-                yield chunk.numpy()
-                bar.update(len(chunk))
-
-    def rows(self) -> np.ndarray:
-        return np.concatenate(list(self))
-
-    def samples(self, columns: list[str], classes: list[str], label_column: str) -> Samples:
-        return Samples(iter(self), self.n, columns, label_column, np.array(classes), self.labels)
+def shown(progress: bool | None) -> bool:
+    """Whether a bar is: where standard error is a terminal, unless the command line says."""
+    return sys.stderr.isatty() if progress is None else progress
 
 
 def data_and_rows(
@@ -290,8 +274,9 @@ def data_and_rows(
     if labels is None and cycle is not None and same_classes:
         cycle = known.test_labels
     sampler = make_sampler(trained, **how)
-    draw = Draw(sampler, num_samples, seed=seed, labels=cycle, threads=threads, progress=progress)
-    return known, draw.rows(), draw.labels if same_classes else None
+    drawn = None if cycle is None else np.resize(cycle, num_samples)
+    rows = draw(sampler, num_samples, seed=seed, labels=drawn, threads=threads, progress=progress)
+    return known, rows, drawn if same_classes else None
 
 
 def _check_count(name: str, given: str, kind: str, count: int, at_least: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffusion_fast.cli.output import replacing
+from diffusion_fast._files import replacing
 from diffusion_fast.metrics.result import MetricResult
 
 PNG_LIMIT = 200_000  # bytes, so that reports can live in a repository

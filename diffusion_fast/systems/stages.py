@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from diffusion_fast.cli.output import replacing
+from diffusion_fast._files import replacing
 from diffusion_fast.metrics.result import MetricResult
 
 HEADER_KEY = "diffusion_fast.stage"

@@ -1,0 +1,147 @@
+"""What long runs cost: writing beside drawing, memory, two processes beside one, what a kill loses.
+
+python -m benchmarks.long_runs [--samples N]: a 2-64-64-2 network, 20 steps; 100,000,000 samples take ten
+minutes on two cores, the default half a minute. Each figure stands beside what it must reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import Value
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diffusion_fast as df
+from benchmarks.isolated import ROOT
+from diffusion_fast._timing import Check
+
+STEPS = 20
+ROUNDS = 3
+SAMPLES = 3_000_000
+
+
+def checkpoint(folder: Path) -> Path:
+    torch.manual_seed(0)
+    path = folder / "net.safetensors"
+    df.save(path, df.models.MLPDenoiser(2, (64, 64), "relu", n_steps=STEPS), df.NoiseSchedule.cosine(STEPS))
+    return path
+
+
+def seconds(call: Any) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def streaming(sampler: df.Sampler, folder: Path, n: int) -> float:
+    """The time of sample_to over that of sample, median of pairs."""
+    ratios = []
+    for _ in range(ROUNDS):
+        memory = seconds(lambda: sampler.sample(n))
+        disk = seconds(lambda: df.sample_to(folder / "x.npy", sampler, n, overwrite=True))
+        ratios.append(disk / memory)
+    return statistics.median(ratios)
+
+
+def command(path: Path, n: int, *more: str) -> list[str]:
+    return ["sample", str(path), "--num-samples", str(n), "--json", "--force", *more]
+
+
+def peak_megabytes(path: Path, folder: Path, n: int) -> float:
+    """VmHWM of a process that writes n samples."""
+    code = (
+        "import sys; from benchmarks.isolated import _memory; from diffusion_fast.cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False); print(_memory('VmHWM'))"
+    )
+    arguments = command(path, n, "--out", str(folder / "x.npy"))
+    return float(last_line([sys.executable, "-c", code, *arguments]))
+
+
+def last_line(command: list[str]) -> str:
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return run.stdout.splitlines()[-1]
+
+
+def rate(path: Path, folder: Path, n: int, world: int) -> float:
+    """Samples a second of so many ranks of one thread each, from the time that rank 0 tells."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    arguments = command(path, n, "--threads", "1", "--out", str(folder / "x.npy"))
+    told = last_line([sys.executable, *launcher, "-m", "diffusion_fast", *arguments])
+    return json.loads(told)["samples_per_second"]
+
+
+def drawn_twice(sampler: df.Sampler, folder: Path, n: int) -> float:
+    """The share of the samples that a run draws again which was killed in its middle."""
+    begun = Value("q", 0)
+    sample = df.Sampler.sample
+
+    def counted(self: df.Sampler, count: int, **options: Any) -> torch.Tensor:
+        with begun.get_lock():
+            begun.value += count
+        return sample(self, count, **options)
+
+    df.Sampler.sample = counted  # type: ignore[method-assign]
+    try:
+        path = folder / "killed.npy"
+        pid = os.fork()
+        if pid == 0:
+            df.sample_to(path, sampler, n, threads=2)
+            os._exit(0)
+        while begun.value < n // 2:
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        df.sample_to(path, sampler, n, resume=True)
+    finally:
+        df.Sampler.sample = sample  # type: ignore[method-assign]
+    return begun.value / n - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    n = parser.parse_args().samples
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = checkpoint(folder)
+        sampler = df.load(path).sampler()
+        sampler.sample(100_000)
+        checks = [
+            Check("writing to .npy over sampling into memory", streaming(sampler, folder, n), 1.05, most=True)
+        ]
+        one, two = (
+            statistics.median(rate(path, folder, n, world) for _ in range(ROUNDS)) for world in (1, 2)
+        )
+        checks += [
+            Check("two ranks of one thread over one", two / one, 1.9),
+            Check(
+                "samples drawn twice after a kill",
+                100 * drawn_twice(sampler, folder, n),
+                2.0,
+                " %",
+                most=True,
+            ),
+            Check("peak memory", peak_megabytes(path, folder, n), 600, " MB", most=True),
+        ]
+    print(f"{n:,} samples, {os.cpu_count()} processors, {torch.get_num_threads()} threads")
+    for check in checks:
+        limit = f"{'at most' if check.most else 'at least'} {check.required:g}{check.unit}"
+        print(
+            f"{check.text:44}{check.value:8.3f}{check.unit:3} {limit}{'' if check.met else ': NOT REACHED'}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Files that appear whole or not at all: a temporary name beside it first, the real one when done."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def refusal(name: str, path: str | os.PathLike[str], why: str, accepted: str) -> ValueError:
+    return ValueError(f"{name}: got {os.fspath(path)!r}, {why}; accepted: {accepted}")
+
+
+def check_target(
+    path: str | os.PathLike[str],
+    suffixes: Sequence[str],
+    *,
+    replace: bool,
+    name: str = "path",
+    to_replace: str = "overwrite=True",
+) -> Path:
+    """The file to write, once it is sure that it can be written; a ValueError of the argument `name` else.
+
+    to_replace: how the caller is told to replace a file that exists.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link, to the new content
+    suffix = target.suffix.lower()
+    accepted = f"a file name ending in {', '.join(suffixes)}"
+    if suffix not in suffixes:
+        raise refusal(name, path, "of no kind that can be written", accepted)
+    if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise refusal(name, path, "which needs pyarrow", "this after pip install diffusion_fast[parquet]")
+    if suffix == ".mp4" and shutil.which("ffmpeg") is None:
+        raise refusal(
+            name, path, "which needs ffmpeg", "a name ending in .gif, or this with ffmpeg installed"
+        )
+    try:
+        if target.exists() and not target.is_file():
+            raise refusal(name, path, "which is no regular file", accepted)
+        if target.exists() and not replace:
+            raise refusal(name, path, "which exists", f"a new name, or {to_replace} to replace it")
+        check_folder_of(target, path, name)
+    except OSError as error:
+        why = f"which cannot be written ({error.strerror})"
+        raise refusal(name, path, why, "a file name in a folder that can be written") from error
+    return target
+
+
+def check_folder_of(target: Path, path: str | os.PathLike[str], name: str) -> None:
+    """That something new can be put beside the target: OSError where not."""
+    if not target.parent.is_dir():
+        raise refusal(name, path, "whose folder does not exist", "a file name in a folder that exists")
+    with temporary(target) as probe:
+        probe.touch(exist_ok=False)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary name: it becomes the target's when the block ends well and is removed when it does not."""
+    with temporary(target) as path:
+        yield path
+        os.replace(path, target)
+
+
+@contextmanager
+def temporary(target: Path) -> Iterator[Path]:
+    path = target.with_name(f".{uuid.uuid4().hex[:12]}.{target.name}")  # the suffix tells the format
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Errors of the system about an open file say which it is."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

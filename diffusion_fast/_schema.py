@@ -1,0 +1,27 @@
+"""JSON from files that others may have written: parsed strictly, and held against a schema."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+MAX_MESSAGE = 160  # of the validator, which quotes what it refuses
+
+
+def parse(text: str | bytes, schema: dict[str, Any]) -> Any:
+    """The value of a JSON text; ValueError, with the place, for what is no JSON or not of the schema."""
+    import jsonschema  # 0.1 s, and few calls need it
+
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+    error = next(jsonschema.Draft202012Validator(schema).iter_errors(value), None)
+    if error is not None:
+        message = error.message if len(error.message) <= MAX_MESSAGE else f"{error.message[:MAX_MESSAGE]}..."
+        raise ValueError(f"at {error.json_path}: {message}")
+    return value
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

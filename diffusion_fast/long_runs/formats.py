@@ -1,0 +1,157 @@
+"""Files with columns: .csv, .parquet and .npz, written block by block from rows that come in order."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_fast import _checks
+from diffusion_fast._files import refusal
+
+BLOCK = 1 << 16  # rows: text of that many takes tens of megabytes
+ARRAYS_OF_NPZ = ("x", "X", "columns")  # where the samples are found, and their names
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names for a file of samples: of the columns, of the column of classes, of the classes themselves."""
+
+    names: Sequence[str]
+    label_column: str = "label"
+    classes: Sequence[str] = ()
+
+    def check(self, path: str, form: str, labelled: bool) -> None:
+        """That the file can hold the column of classes beside the others; a ValueError of path else."""
+        if not labelled or form in ("npy", "folder"):
+            return
+        if self.label_column in self.names:
+            why = f"which would have two columns named {self.label_column!r}"
+            raise refusal("path", path, why, "a file name ending in .npy, without classes")
+        if form == "npz" and self.label_column in ARRAYS_OF_NPZ:
+            why = f"where the column of classes, {self.label_column!r}, has the name of another array"
+            raise refusal("path", path, why, "a file name ending in .csv, .parquet, .npy")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes that samples take in turn: sample i of the seed's stream has cycle[i % len(cycle)]."""
+
+    cycle: np.ndarray
+
+    def part(self, first: int, count: int) -> np.ndarray:
+        return self.cycle[np.arange(first, first + count) % len(self.cycle)]
+
+
+@dataclass(frozen=True)
+class Table:
+    """n rows that come in order, in blocks; `start` is the index of the first in the seed's stream."""
+
+    blocks: Iterable[np.ndarray]
+    n: int
+    shape: tuple[int, ...]
+    columns: Columns
+    labels: Labels | None
+    start: int
+
+    def labelled_blocks(self) -> Iterator[tuple[np.ndarray, list[str] | None]]:
+        """Rows, and the names of their classes."""
+        at = self.start
+        for block in self.blocks:
+            yield block, None if self.labels is None else self.names_of(self.labels.part(at, len(block)))
+            at += len(block)
+
+    def names_of(self, labels: np.ndarray) -> list[str]:
+        """The null class, which is one more than the classes, is 'none'."""
+        return np.array([*self.columns.classes, "none"])[labels].tolist()
+
+
+def check_columns(
+    columns: Columns | None, shape: tuple[int, ...], form: str, n_classes: int | None
+) -> Columns:
+    """Names for each column and each class: those given, else 'column 0' and on, and '0' and on."""
+    elements = int(np.prod(shape))
+    if form in ("csv", "parquet") and len(shape) != 1:
+        raise _checks.bad_value(
+            "path", f"a .{form} file for samples of shape {shape}", ".npy, .npz, or a folder"
+        )
+    if columns is None:
+        classes = [str(i) for i in range(n_classes or 0)]
+        return Columns([f"column {i}" for i in range(elements)], classes=classes)
+    if not isinstance(columns, Columns):
+        raise _checks.bad_type("columns", columns, "a Columns or None")
+    for name, given, count in (
+        ("names", columns.names, elements),
+        ("classes", columns.classes, n_classes or 0),
+    ):
+        if len(given) != count or not all(isinstance(text, str) for text in given):
+            raise _checks.bad_value(f"columns.{name}", given, f"{count} strings")
+    return columns
+
+
+def _write_npz(path: Path, table: Table) -> None:
+    with zipfile.ZipFile(path, "x") as archive:
+
+        def write(name: str, dtype: str, shape: tuple[int, ...], parts: Iterable[Any]) -> None:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                header = {"descr": dtype, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(entry, header)  # type: ignore[arg-type]
+                for part in parts:
+                    entry.write(np.ascontiguousarray(part, dtype=dtype).data.cast("B"))
+
+        write("x", "<f4", (table.n, *table.shape), table.blocks)
+        with archive.open("columns.npy", "w") as entry:
+            np.save(entry, np.array(table.columns.names), allow_pickle=False)
+        if table.labels is not None:
+            width = max(map(len, [*table.columns.classes, "none"]))
+            firsts = range(0, table.n, BLOCK)
+            parts = (table.labels.part(table.start + at, min(BLOCK, table.n - at)) for at in firsts)
+            write(table.columns.label_column, f"<U{width}", (table.n,), map(table.names_of, parts))
+
+
+def _write_csv(path: Path, table: Table) -> None:
+    with path.open("x", encoding="utf-8", newline="") as file:
+        names = [*table.columns.names, *([] if table.labels is None else [table.columns.label_column])]
+        file.write(_csv_line(names) + "\n")
+        numbers = ",".join(["%.9g"] * len(table.columns.names))  # nine digits tell any two float32 apart
+        for rows, labels in table.labelled_blocks():
+            lines = [numbers % tuple(row) for row in rows.tolist()]
+            if labels is not None:
+                quoted = {name: _csv_line([name]) for name in set(labels)}
+                lines = [f"{line},{quoted[name]}" for line, name in zip(lines, labels, strict=True)]
+            file.write("\n".join([*lines, ""]))
+
+
+def _csv_line(values: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(values)
+    return buffer.getvalue()
+
+
+def _write_parquet(path: Path, table: Table) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [(name, pa.float32()) for name in table.columns.names]
+    if table.labels is not None:
+        fields.append((table.columns.label_column, pa.string()))
+    schema = pa.schema(fields)
+    with path.open("xb") as file, pq.ParquetWriter(file, schema) as writer:
+        for rows, labels in table.labelled_blocks():
+            columns = [pa.array(column) for column in np.ascontiguousarray(rows.T)]
+            if labels is not None:
+                columns.append(pa.array(labels, pa.string()))
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+WRITERS: dict[str, Callable[[Path, Table], None]] = {
+    "npz": _write_npz,
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+}

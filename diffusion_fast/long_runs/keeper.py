@@ -1,0 +1,105 @@
+"""Rank 0's record of a run: which chunks are done, in the manifest, on the bar, for the file with columns."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from diffusion_fast._files import replacing
+from diffusion_fast.long_runs.distributed import Alone, Ranks
+from diffusion_fast.long_runs.formats import BLOCK, WRITERS, Columns, Labels, Table
+from diffusion_fast.long_runs.manifest import Manifest
+from diffusion_fast.long_runs.target import Target, file_digest
+
+SAVING_SHARE = 0.05  # of the time at most: a manifest of many chunks is not written after each of them
+POLL_SECONDS = 0.02
+
+
+class _Stopped(Exception):
+    """The run ends before its rows are complete."""
+
+
+class Keeper:
+    """A with block: at its end, however it ends, the manifest says what is written."""
+
+    def __init__(self, made: Manifest, target: Target, peers: Alone | Ranks, bar: Any) -> None:
+        self.made, self._target, self._peers, self._bar = made, target, peers, bar
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._save_after = 0.0
+        self._columns: Future[str] | None = None
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+            if not self.made.complete:
+                self.made.save(self._target.manifest)
+        if self._columns is not None:
+            self._columns.exception()  # waits: the thread takes its unfinished file away
+
+    def record(self, chunk: int, digest: str) -> None:
+        """A chunk of this process is written."""
+        self._note([(chunk, digest), *self._peers.reports()])
+
+    def wait_for_all(self) -> None:
+        """Until the other ranks have written theirs, and the file with columns is made."""
+        while len(self.made.done) < self.made.n_chunks:
+            self._note(self._peers.reports())
+            time.sleep(POLL_SECONDS)
+        if self._columns is not None:
+            self.made.file_sha256 = self._columns.result()
+
+    def _note(self, written: list[tuple[int, str]]) -> None:
+        if self._columns is not None and self._columns.done():
+            self._columns.result()  # raises: it ends before its last rows by an error alone
+        if not written:
+            return
+        with self._changed:
+            for chunk, digest in written:
+                self.made.done[chunk] = digest
+                self._bar.update(self.made.size_of(chunk))
+            self._changed.notify_all()
+            began = time.monotonic()
+            if began >= self._save_after:
+                self.made.save(self._target.manifest)
+                now = time.monotonic()
+                self._save_after = now + (now - began) / SAVING_SHARE
+
+    # ---- the file with columns
+
+    def make_columns(self, columns: Columns, labels: Labels | None) -> None:
+        """Begins to write it, in a thread, from the rows in their order as they come."""
+        run = self.made.run
+        table = Table(
+            self._blocks(), self.made.n, tuple(run["shape"]), columns, labels, run["index range"][0]
+        )
+        pool = ThreadPoolExecutor(1, "diffusion_fast columns")
+        self._columns = pool.submit(self._write_columns, table)
+        pool.shutdown(wait=False)
+
+    def _write_columns(self, table: Table) -> str:
+        with replacing(self._target.path) as temporary:
+            WRITERS[self._target.form](temporary, table)
+            return file_digest(temporary, self._go_on)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        rows, size = self._target.rows(self.made), self.made.chunk_size
+        for chunk in range(self.made.n_chunks):
+            with self._changed:
+                self._changed.wait_for(lambda c=chunk: self._stopped or c in self.made.done)
+            for at in range(0, self.made.size_of(chunk), BLOCK):
+                self._go_on()
+                yield rows.read(chunk * size + at, min(BLOCK, self.made.size_of(chunk) - at))
+
+    def _go_on(self) -> None:
+        if self._stopped:
+            raise _Stopped

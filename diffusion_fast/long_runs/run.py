@@ -1,0 +1,223 @@
+"""sample_to: samples to a file, any number of them in constant memory, by any number of processes.
+
+The samples are drawn in chunks. Until all are there they lie in PATH.partial, at the positions that they will
+have, and PATH.manifest.json says which chunks are done; then the output gets its name. So an output is whole
+or not there, and a run that was stopped, however it was, goes on with resume=True.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from diffusion_fast import _checks
+from diffusion_fast.long_runs.distributed import peers
+from diffusion_fast.long_runs.formats import WRITERS, Columns, Labels, check_columns
+from diffusion_fast.long_runs.identity import cycle_of, identity
+from diffusion_fast.long_runs.keeper import Keeper
+from diffusion_fast.long_runs.manifest import MAX_CHUNKS, Manifest
+from diffusion_fast.long_runs.target import Target
+from diffusion_fast.long_runs.writers import Writer
+from diffusion_fast.sampler import Sampler
+from diffusion_fast.threads import resolve as resolve_threads
+
+CHUNK_BYTES = 1 << 22
+CHUNK_ROWS = 1 << 12  # at least, where so many fit into CHUNK_BYTES: shorter calls do not pay
+CHUNKS = 512  # of a run at least, unless they were shorter: a kill loses a few of them
+SHARD_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The n samples are in `path`; `drawn` of them were drawn in this run, by all its processes together, in
+    `seconds`."""
+
+    path: Path
+    n: int
+    drawn: int
+    seconds: float
+
+
+def sample_to(
+    path: str | os.PathLike[str],
+    sampler: Sampler | Sequence[Sampler],
+    n: int,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    labels: Any = None,
+    context: Any = None,
+    columns: Columns | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    chunk_size: int | None = None,
+    threads: int | None = None,
+    progress: bool = False,
+    made_by: dict[str, Any] | None = None,
+) -> RunResult:
+    """Writes samples start .. start + n - 1 of the seed's stream to a file, in constant memory.
+
+    path: a .npy file, which holds the (n, *shape) float32 array of sampler.sample(n, ...), bit for bit; a
+    folder, written with a / at its end, of .npy shards 000000.npy and on; or .npz, .csv, .parquet, which are
+    made from such an array while it grows, and need the space of both until they are complete. Beside it lies
+    PATH.manifest.json, for `verify`. sampler: one, or one for each device of this process, made of the same
+    model with the same options. labels: an int, or integers that the samples take in turn: sample i has
+    labels[i % len(labels)]. context: one row for all samples. columns: names for files with columns.
+    chunk_size: samples drawn at once, of a new run. made_by: JSON values to keep in the manifest.
+
+    resume: goes on with a run that was stopped, or begins one; what is done is held against its checksums
+    first. overwrite: replaces an output, or begins again. Under torchrun all ranks make the same call; rank 0
+    keeps the manifest and shows the progress. Without it, calls with ranges of their own, start and n, to
+    files of their own share a run among processes that do not know of each other.
+
+    Raises ValueError or TypeError naming the argument before anything is written, resume with what differs
+    from the run that was begun; OSError where the disk fails. Whatever it raises, resume=True goes on.
+    """
+    samplers = [sampler] if isinstance(sampler, Sampler) else sampler
+    accepted = "a Sampler, or a list of them, one for each device"
+    if (
+        not isinstance(samplers, (list, tuple))
+        or not samplers
+        or not all(isinstance(s, Sampler) for s in samplers)
+    ):
+        raise _checks.bad_type("sampler", sampler, accepted)
+    _checks.integer("n", n, 1, _checks.MAX_SAMPLES)
+    _checks.sample_range(n, start)
+    _checks.integer("seed", seed, 0, (1 << 64) - 1)
+    for name, flag in (("resume", resume), ("overwrite", overwrite), ("progress", progress)):
+        _checks.flag(name, flag)
+    if resume and overwrite:
+        raise _checks.bad_value("overwrite", True, "False with resume=True")
+    if not isinstance(path, (str, os.PathLike)):
+        raise _checks.bad_type("path", path, "a str or a path")
+    first = samplers[0]
+    cycle = cycle_of(first, labels)
+    runs = [identity(each, seed, start, n, cycle, context) for each in samplers]
+    if any(run != runs[0] for run in runs):
+        raise _checks.bad_value(
+            "sampler", "samplers that differ", "samplers of one model with the same options"
+        )
+    target = Target.of(path)
+    columns = check_columns(columns, first.shape, target.form, first.n_classes)
+    columns.check(target.given, target.form, cycle is not None)
+    row_bytes = 4 * prod(first.shape)
+    size = _chunk_size(chunk_size, n, row_bytes)
+    shard = -(-SHARD_BYTES // (size * row_bytes)) * size
+    new = Manifest(runs[0], target.form, size, shard, made_by=made_by or {})
+    how = {"seed": seed, "context": context, "threads": resolve_threads(threads)}
+
+    began = time.perf_counter()
+    drawn = _run(
+        samplers, new, target, columns, cycle, how, resume=resume, overwrite=overwrite, progress=progress
+    )
+    return RunResult(target.path, n, drawn, time.perf_counter() - began)
+
+
+def _chunk_size(given: Any, n: int, row_bytes: int) -> int:
+    least = -(-n // MAX_CHUNKS)
+    if given is not None:
+        return min(n, _checks.integer("chunk_size", given, least))
+    fit = max(1, CHUNK_BYTES // row_bytes)
+    return min(n, max(least, min(fit, max(CHUNK_ROWS, -(-n // CHUNKS)))))
+
+
+def _run(
+    samplers: Sequence[Sampler],
+    new: Manifest,
+    target: Target,
+    columns: Columns,
+    cycle: Labels | None,
+    how: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> int:
+    """The samples that were drawn."""
+    ranks = peers()
+    with ExitStack() as stack:
+        made = new
+        if ranks.rank == 0:
+            made = _begin(new, target, stack, resume=resume, overwrite=overwrite)
+        state = ranks.agree(asdict(made) | {"done": sorted(made.done)})
+        if ranks.rank != 0:
+            made = Manifest(**state | {"done": dict.fromkeys(state["done"], "")})
+            target.check_same(made, new)
+        left = [chunk for chunk in range(made.n_chunks) if chunk not in made.done]
+        before, record = made.samples_done, ranks.report
+        if ranks.rank == 0:
+            if made.complete:
+                if target.partial.exists():
+                    target.publish()
+                return 0
+            bar = tqdm(total=made.n, initial=before, unit="sample", unit_scale=True, disable=not progress)
+            stack.enter_context(bar)
+            keeper = stack.enter_context(Keeper(made, target, ranks, bar))
+            if target.form in WRITERS:
+                keeper.make_columns(columns, cycle)
+            record = keeper.record
+        rows = target.rows(made)
+        with Writer(rows, made.chunk_size, len(samplers), record) as writer:
+            _draw(samplers, made, ranks.claims(left), writer, cycle, how)
+        if ranks.rank == 0:
+            keeper.wait_for_all()
+            target.complete(made)
+    return made.n - before
+
+
+def _begin(new: Manifest, target: Target, stack: ExitStack, *, resume: bool, overwrite: bool) -> Manifest:
+    """Rank 0's: the run as it was left, or a new one, and the lock on its rows."""
+    if not resume and not overwrite:
+        target.refuse_existing()
+    target.check_replaceable()
+    if target.partial.exists():
+        stack.callback(target.lock())
+    old = target.begun(new) if resume else None
+    if old is not None:
+        return old
+    target.begin(new)
+    stack.callback(target.lock())
+    return new
+
+
+def _draw(
+    samplers: Sequence[Sampler],
+    made: Manifest,
+    claims: Iterator[int],
+    writer: Writer,
+    cycle: Labels | None,
+    how: dict[str, Any],
+) -> None:
+    """Draws the chunks that this process claims. This thread draws too: signals come to it."""
+    stop = threading.Event()
+    start = made.run["index range"][0]
+
+    def draw(sampler: Sampler) -> None:
+        try:
+            while not stop.is_set() and (chunk := next(claims, None)) is not None:
+                at, count = start + chunk * made.chunk_size, made.size_of(chunk)
+                buffer = writer.buffer()
+                labels = None if cycle is None else cycle.part(at, count)
+                sampler.sample(count, start=at, labels=labels, out=buffer[:count], **how)
+                writer.put(chunk, buffer, count)
+        except BaseException:
+            stop.set()
+            raise
+
+    if len(samplers) == 1:
+        return draw(samplers[0])
+    with ThreadPoolExecutor(len(samplers) - 1, "diffusion_fast device") as pool:
+        others = [pool.submit(draw, sampler) for sampler in samplers[1:]]
+        draw(samplers[0])
+    for other in others:
+        other.result()

@@ -1,0 +1,192 @@
+"""The output of a run: what is there before it, the rows while they come, its name when they are complete."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from diffusion_fast._files import check_folder_of, check_target, refusal
+from diffusion_fast.long_runs import manifest as manifests
+from diffusion_fast.long_runs.manifest import Manifest
+from diffusion_fast.long_runs.writers import RowFiles, digest
+
+SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
+HASH_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Target:
+    """given: the path as the caller wrote it. path: the output. form: one of manifest.FORMS."""
+
+    given: str
+    path: Path
+    form: str
+
+    @classmethod
+    def of(cls, given: str | os.PathLike[str]) -> Target:
+        """The target of a path in a folder that can be written; a ValueError of path else."""
+        text = os.fspath(given)
+        if not text.endswith("/"):
+            try:
+                path = check_target(text, SUFFIXES, replace=True)
+            except ValueError as error:
+                raise ValueError(f"{error}, or a folder, with a / at its end") from None
+            return cls(text, path, path.suffix.lower().removeprefix("."))
+        path = Path(os.path.realpath(text))
+        if path.exists() and not path.is_dir():
+            raise refusal("path", text, "which is no folder", "a new folder, or a file name without the /")
+        try:
+            check_folder_of(path, text, "path")
+        except OSError as error:
+            why = f"which cannot be made ({error.strerror})"
+            raise refusal("path", text, why, "a folder in one that can be written") from error
+        return cls(text, path, "folder")
+
+    @property
+    def manifest(self) -> Path:
+        return manifests.path_of(self.path)
+
+    @property
+    def partial(self) -> Path:
+        """The rows of a run that is not complete."""
+        return self.path.with_name(f"{self.path.name}.partial")
+
+    def rows(self, made: Manifest, path: Path | None = None) -> RowFiles:
+        """The partial rows, or those at a path."""
+        shape = tuple(made.run["shape"])
+        return RowFiles(path or self.partial, made.n, shape, made.rows_per_file, self.form == "folder")
+
+    @property
+    def is_there(self) -> bool:
+        """An empty folder is nothing."""
+        return any(self.path.iterdir()) if self.path.is_dir() else self.path.exists()
+
+    def lock(self) -> Callable[[], None]:
+        """Keeps other processes from writing the rows, as long as this one lives. Returns the release."""
+        descriptor = os.open(self.partial, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise refusal("path", self.given, "which another process is writing", "another name") from error
+        except OSError:
+            pass  # a file system without locks
+        return lambda: os.close(descriptor)
+
+    # ---- the beginning
+
+    def begin(self, new: Manifest) -> None:
+        """New rows and a new manifest. The release of the lock comes with `lock`."""
+        needed = new.n * self.rows(new).row_bytes
+        free = shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            why = f"which takes {needed:,} bytes where {free:,} are free"
+            raise refusal("path", self.given, why, "a folder with more space, or fewer samples")
+        self.manifest.unlink(missing_ok=True)
+        self.remove_partial()
+        self.rows(new).create()
+        new.save(self.manifest)
+
+    def refuse_existing(self) -> None:
+        if self.is_there:
+            raise refusal("path", self.given, "which exists", "a new name, or overwrite=True to replace it")
+        if self.partial.exists():
+            accepted = "resume=True to go on with it, or overwrite=True to begin again"
+            raise refusal("path", self.given, "of which there is an unfinished run", accepted)
+
+    def begun(self, new: Manifest) -> Manifest | None:
+        """The same run as it was left, with the chunks that its rows prove; None where there is nothing."""
+        if not self.manifest.exists():
+            if self.is_there:
+                raise refusal(
+                    "path", self.given, "which exists without a manifest", "a new name, or overwrite=True"
+                )
+            return None
+        old = manifests.load(self.manifest)
+        self.check_same(old, new)
+        if old.complete and (self.partial.exists() or self.is_there):
+            return old
+        if not self.partial.exists():
+            return None
+        rows = self.rows(old)
+        fault = rows.fault()
+        if fault is not None:
+            raise refusal(
+                "path", self.given, f"whose rows are damaged: {fault}", "overwrite=True to begin again"
+            )
+        first = old.chunk_size
+        proven = {c: d for c, d in old.done.items() if digest(rows.read(c * first, old.size_of(c))) == d}
+        if len(proven) < len(old.done):
+            bad = len(old.done) - len(proven)
+            warnings.warn(
+                f"{self.partial}: {bad} chunks differ from their checksums and are drawn again", stacklevel=4
+            )
+        return replace(old, done=proven)
+
+    def check_same(self, old: Manifest, new: Manifest) -> None:
+        name = old.difference(new.run)
+        given, known = (new.form, old.form) if name is None else (new.run[name], old.run[name])
+        name = "form" if name is None and given != known else name
+        if name is not None:
+            accepted = f"{known}, with which {self.manifest.name} was begun, or overwrite=True to begin again"
+            raise ValueError(f"resume: got another {name}, {given}; accepted: {accepted}")
+
+    # ---- the end
+
+    def complete(self, made: Manifest) -> None:
+        """All rows are written, and a file with columns is made of them: the output gets its name."""
+        self.rows(made).sync()
+        made.complete = True
+        made.save(self.manifest, sync=True)
+        self.publish()
+
+    def publish(self) -> None:
+        if self.form == "folder":
+            self.remove_shards(self.path)
+            self.partial.rename(self.path)
+        elif self.form == "npy":
+            self.partial.replace(self.path)
+        else:
+            self.partial.unlink()
+
+    def remove_partial(self) -> None:
+        if self.form == "folder":
+            self.remove_shards(self.partial)
+        else:
+            self.partial.unlink(missing_ok=True)
+
+    def check_replaceable(self) -> None:
+        """Of a folder only shards are replaced."""
+        for folder in (self.path, self.partial):
+            others = [p.name for p in folder.iterdir() if not _is_shard(p)] if folder.is_dir() else []
+            if others:
+                why = f"in which there is {others[0]!r} as well"
+                raise refusal("path", self.given, why, "a new folder, or one with nothing but shards")
+
+    @staticmethod
+    def remove_shards(folder: Path) -> None:
+        if folder.is_dir():
+            for path in filter(_is_shard, folder.iterdir()):
+                path.unlink()
+            folder.rmdir()
+
+
+def _is_shard(path: Path) -> bool:
+    return re.fullmatch(r"\d{6,}\.npy", path.name) is not None
+
+
+def file_digest(path: Path, go_on: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 of a file; go_on is called now and then and may raise."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK):
+            found.update(block)
+            go_on()
+    return found.hexdigest()

@@ -1,0 +1,266 @@
+"""Long runs as processes meet them: kills, signals, ranks, full disks, closed pipes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import diffusion_fast as df
+from diffusion_fast.models import MLPDenoiser
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks of another kind")
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = [sys.executable, "-m", "diffusion_fast"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+N = 100_000
+LIMIT = 0.5  # seconds from a signal to the end of the process
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "slow.safetensors"
+    df.save(path, MLPDenoiser(2, (64, 64), n_steps=50).eval(), df.NoiseSchedule.cosine(50))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path) -> str:
+    """SHA-256 of the file that nothing disturbs."""
+    path = checkpoint.with_name("whole.npy")
+    df.sample_to(path, df.load(checkpoint).sampler(), N)
+    return sha256(path)
+
+
+def arguments(checkpoint: Path, *more: str) -> list[str]:
+    return ["sample", str(checkpoint), "--num-samples", str(N), "--out", "x.npy", "--threads", "1", *more]
+
+
+def ready(folder: Path) -> Callable[[], bool]:
+    """Whether a chunk is written since this call."""
+    manifest = folder / "x.npy.manifest.json"
+
+    def done() -> int:
+        return len(json.loads(manifest.read_text())["done"]) if manifest.exists() else 0
+
+    before = done()
+    return lambda: done() > before
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not condition() and process.poll() is None:
+        time.sleep(0.005)
+
+
+def start(command: list[str], folder: Path, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts its background jobs with interrupts ignored, which would be inherited.
+        **{"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None} | options,
+    )
+
+
+def in_forks(what: str, folder: Path) -> dict[str, Any]:
+    script = Path(__file__).with_name("run_in_forks.py")
+    run = subprocess.run(
+        [sys.executable, str(script), what, str(folder)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_twenty_kills(tmp_path: Path) -> None:
+    """At random moments; what the manifest claims is there each time, and the end has the same bytes."""
+    found = in_forks("kill", tmp_path)
+    assert found["kills"] == 20
+    assert not found["faults"] and not found["lost"]
+    assert found["same"]
+    left = {"whole.npy", "whole.npy.manifest.json", "x.npy", "x.npy.manifest.json"}
+    assert left <= set(found["files"])
+    assert all(
+        name.startswith(".") for name in set(found["files"]) - left
+    )  # a manifest that was being written
+
+
+def test_one_to_four_ranks_and_another_number_after_a_kill(tmp_path: Path) -> None:
+    found = in_forks("ranks", tmp_path)
+    assert found["killed"] == [-9, -9] and found["before"] >= 20
+    assert found["resumed"] == [0, 0, 0]
+    assert len(set(found["sha256"].values())) == 1, found["sha256"]
+    assert not [name for name in found["files"] if name.endswith(".partial")]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_a_signal_leaves_a_run_that_goes_on(
+    tmp_path: Path, checkpoint: Path, whole: str, sent: signal.Signals, code: int, word: str
+) -> None:
+    seconds = []
+    while len(seconds) < 3 and min(seconds, default=9.0) >= LIMIT:  # a busy machine may delay any of them
+        wait_until = ready(tmp_path)
+        process = start([*COMMAND, *arguments(checkpoint, "--resume")], tmp_path)
+        wait_for(wait_until, process)
+        began = time.perf_counter()
+        process.send_signal(sent)
+        stdout, stderr = process.communicate(timeout=60)
+        seconds.append(time.perf_counter() - began)
+        assert process.returncode == code, stderr
+        assert stdout == ""
+        assert stderr.split("\n") == ["x.npy is not complete: --resume goes on", word, ""]
+    assert min(seconds) < LIMIT
+    assert {p.name for p in tmp_path.iterdir()} == {"x.npy.partial", "x.npy.manifest.json"}
+    df.sample_to(tmp_path / "x.npy", df.load(checkpoint).sampler(), N, resume=True)
+    assert sha256(tmp_path / "x.npy") == whole
+
+
+@pytest.mark.slow
+def test_a_file_that_may_not_grow(tmp_path: Path, checkpoint: Path) -> None:
+    """RLIMIT_FSIZE, as a quota: one line, code 1, and it goes on where there is space."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = start([*COMMAND, *arguments(checkpoint)], tmp_path, preexec_fn=limited)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1 and stdout == ""
+    assert stderr == f"error: {tmp_path}/x.npy.partial: File too large (--resume goes on)\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("a small disk is mounted by root alone, where mounting is allowed")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk: Path, checkpoint: Path, whole: str) -> None:
+    """0.8 MB of samples where another program has taken most of 2 MB; later it gives them back."""
+    sampler = df.load(checkpoint).sampler()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 40))
+        (small_disk / "other").write_bytes(bytes(3 << 19))
+        with pytest.raises(OSError, match="No space left") as caught:
+            df.sample_to(small_disk / "x.npy", sampler, N)
+        assert str(caught.value.filename).startswith(str(small_disk))
+    (small_disk / "other").unlink()
+    found = df.verify(small_disk / "x.npy")
+    assert found.done > 0 and not found.faults
+    assert df.sample_to(small_disk / "x.npy", sampler, N, resume=True).drawn < N
+    assert sha256(small_disk / "x.npy") == whole
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_loses_no_sample(tmp_path: Path, checkpoint: Path, whole: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        command = [*COMMAND, *arguments(checkpoint, "--json")]
+        run = subprocess.run(
+            command, cwd=tmp_path, env=ENVIRONMENT, stdout=closed, stderr=subprocess.PIPE, text=True
+        )
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert sha256(tmp_path / "x.npy") == whole
+
+
+# ---- torchrun itself
+
+
+def torchrun(world: int, *more: str) -> list[str]:
+    return [*TORCHRUN, "--standalone", f"--nproc-per-node={world}", *more, "-m", "diffusion_fast"]
+
+
+@pytest.mark.slow  # each rank imports torch: half a minute of processor time for all
+def test_torchrun_with_one_to_four_ranks(tmp_path: Path, checkpoint: Path, whole: str) -> None:
+    for world in (1, 2, 3, 4):
+        run = subprocess.run(
+            [*torchrun(world), *arguments(checkpoint, "--resume", "--json")],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        assert json.loads(run.stdout)["drawn"] == N  # rank 0 alone reports
+        assert sha256(tmp_path / "x.npy") == whole
+        (tmp_path / "x.npy").unlink()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_after_a_rank_is_killed(tmp_path: Path, checkpoint: Path, whole: str) -> None:
+    process = start([*torchrun(2, "--max-restarts=2"), *arguments(checkpoint, "--resume")], tmp_path)
+    wait_for(ready(tmp_path), process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert sha256(tmp_path / "x.npy") == whole
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_terminated_leaves_a_run_that_goes_on(
+    tmp_path: Path, checkpoint: Path, whole: str
+) -> None:
+    process = start([*torchrun(2), *arguments(checkpoint, "--resume")], tmp_path)
+    wait_for(ready(tmp_path), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    result = df.sample_to(tmp_path / "x.npy", df.load(checkpoint).sampler(), N, resume=True)
+    assert result.drawn < N
+    assert sha256(tmp_path / "x.npy") == whole
+
+
+@pytest.mark.slow  # 4 GB of disk and minutes
+def test_a_billion_samples_in_flat_memory(tmp_path: Path) -> None:
+    """A soak: 10^9 samples of one dimension; resident memory is read ten times a second."""
+    df.save(tmp_path / "one.safetensors", MLPDenoiser(1, (4,), n_steps=1).eval(), df.NoiseSchedule.cosine(1))
+    command = ["sample", "one.safetensors", "--num-samples", "1000000000", "--out", "x.npy"]
+    process = start([*COMMAND, *command], tmp_path)
+    peaks = []
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        sizes = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
+        peaks += sizes
+        time.sleep(0.1)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert np.load(tmp_path / "x.npy", mmap_mode="r").shape == (1_000_000_000, 1)
+    middle = peaks[len(peaks) // 2]
+    assert max(peaks) < 600_000
+    assert max(peaks) - middle < 20_000
+    print(f"{stdout}peak {max(peaks) / 1000:.0f} MB")

@@ -1,0 +1,345 @@
+"""Samples to disk: the same bytes however a run is cut, stopped and spread; manifests; verification."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from samplers import N_CLASSES, SCHEDULE, make_model
+
+import diffusion_fast as df
+from diffusion_fast.long_runs import run, writers
+
+N, CHUNK = 1000, 96
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def expected(path: Path, samples: torch.Tensor) -> str:
+    np.save(path, samples.numpy())
+    return sha256(path)
+
+
+class Stopped(Exception):
+    """Raised in the middle of a run."""
+
+
+@contextmanager
+def stopped_after(chunks: int) -> Iterator[None]:
+    """A run in the block fails when so many chunks are written."""
+    write, left = writers.RowFiles.write, [chunks]
+
+    def failing(self: Any, first: int, rows: np.ndarray) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Stopped
+        write(self, first, rows)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(writers.RowFiles, "write", failing)
+        yield
+
+
+# ---- the bytes
+
+
+@pytest.mark.parametrize("n", [1, CHUNK, N])
+@pytest.mark.parametrize("start", [0, 12345])
+def test_a_file_is_the_array_of_sample(tmp_path: Path, sampler: df.Sampler, n: int, start: int) -> None:
+    result = df.sample_to(tmp_path / "x.npy", sampler, n, seed=7, start=start, chunk_size=CHUNK)
+    assert (result.path, result.n, result.drawn) == (tmp_path / "x.npy", n, n)
+    assert sha256(tmp_path / "x.npy") == expected(tmp_path / "y.npy", sampler.sample(n, seed=7, start=start))
+    assert {p.name for p in tmp_path.iterdir()} == {"x.npy", "x.npy.manifest.json", "y.npy"}
+
+
+def test_chunks_and_threads_change_no_byte(tmp_path: Path, sampler: df.Sampler) -> None:
+    found = set()
+    for i, (chunk_size, threads) in enumerate([(None, 2), (1, 1), (7, 2), (N, 1), (10 * N, 1)]):
+        df.sample_to(tmp_path / f"{i}.npy", sampler, N, chunk_size=chunk_size, threads=threads)
+        found.add(sha256(tmp_path / f"{i}.npy"))
+    assert len(found) == 1
+
+
+def test_a_folder_of_shards(tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SHARD_BYTES", 3 * CHUNK * sampler.shape[0] * 4 - 1)
+    df.sample_to(f"{tmp_path}/rows/", sampler, N, chunk_size=CHUNK)
+    shards = [np.load(path) for path in sorted((tmp_path / "rows").iterdir())]
+    assert [len(shard) for shard in shards] == [288, 288, 288, 136]
+    assert np.array_equal(np.concatenate(shards), sampler.sample(N).numpy())
+    assert df.verify(tmp_path / "rows").good
+    df.sample_to(f"{tmp_path}/rows/", sampler, 50, overwrite=True)  # takes the old shards away
+    assert [len(np.load(path)) for path in (tmp_path / "rows").iterdir()] == [50]
+
+
+def test_samples_of_several_axes(tmp_path: Path) -> None:
+    class Grid(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return 0.1 * x
+
+    sampler = df.Sampler(Grid().eval(), SCHEDULE, shape=(2, 3))
+    for name in ("x.npy", "x.npz"):
+        df.sample_to(tmp_path / name, sampler, 20, chunk_size=8)
+    assert np.array_equal(np.load(tmp_path / "x.npy"), sampler.sample(20).numpy())
+    assert np.array_equal(np.load(tmp_path / "x.npz")["x"], sampler.sample(20).numpy())
+    with pytest.raises(ValueError, match=r"^path: got .*\(2, 3\).*accepted: \.npy"):
+        df.sample_to(tmp_path / "x.csv", sampler, 20)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "csv", "parquet"])
+def test_files_with_columns_and_classes(tmp_path: Path, conditional: df.Sampler, suffix: str) -> None:
+    """Labels go round by the sample's own index, wherever a run begins."""
+    names = df.Columns(["a", "b", "c"], "kind", ["p", "q", "r", "s"])
+    path = tmp_path / f"x.{suffix}"
+    df.sample_to(path, conditional, 100, start=5, labels=[2, 0, 1], columns=names, chunk_size=32)
+    labels = np.array([2, 0, 1])[np.arange(5, 105) % 3]
+    table = df.datasets.read(path, label_column="kind")
+    assert table.columns == ("a", "b", "c")
+    assert np.array_equal(
+        table.rows.astype(np.float32), conditional.sample(100, start=5, labels=labels).numpy()
+    )
+    assert [table.classes[label] for label in table.labels] == ["pqrs"[label] for label in labels]
+    assert df.verify(path).good
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, f"{path.name}.manifest.json"}
+
+
+def test_one_label_and_the_null_class(tmp_path: Path, conditional: df.Sampler) -> None:
+    for labels, name in ((1, "1"), (N_CLASSES, "none")):
+        df.sample_to(tmp_path / "x.csv", conditional, 5, labels=labels, overwrite=True)
+        table = df.datasets.read(tmp_path / "x.csv", label_column="label")
+        assert table.classes == (name,)
+        assert np.array_equal(table.rows.astype(np.float32), conditional.sample(5, labels=labels).numpy())
+
+
+def test_several_samplers_share_a_run(tmp_path: Path, sampler: df.Sampler) -> None:
+    """As with one for each device of a process."""
+    again = df.Sampler(sampler.model, SCHEDULE, backend="native")
+    df.sample_to(tmp_path / "x.npy", [sampler, again], N, chunk_size=16, threads=1)
+    assert np.array_equal(np.load(tmp_path / "x.npy"), sampler.sample(N).numpy())
+
+
+def test_ranges_join_to_the_whole(tmp_path: Path, sampler: df.Sampler) -> None:
+    cuts = [0, 1, 500, 990, N]
+    for i, (a, b) in enumerate(itertools.pairwise(cuts)):
+        df.sample_to(tmp_path / f"{i}.npy", sampler, b - a, start=a)
+    parts = [np.load(tmp_path / f"{i}.npy") for i in range(len(cuts) - 1)]
+    assert np.array_equal(np.concatenate(parts), sampler.sample(N).numpy())
+
+
+# ---- stopped and resumed
+
+
+@pytest.mark.parametrize("name", ["x.npy", "rows/", "x.csv", "x.npz", "x.parquet"])
+@pytest.mark.parametrize("chunks", [0, 1, 5])
+def test_a_stopped_run_goes_on(tmp_path: Path, sampler: df.Sampler, name: str, chunks: int) -> None:
+    with stopped_after(chunks):
+        df.sample_to(f"{tmp_path}/{name}", sampler, N, chunk_size=CHUNK)
+    assert not (tmp_path / name).exists()
+    half = df.verify(f"{tmp_path}/{name}")
+    assert (half.done, half.faults, half.good) == (chunks, (), False)
+    result = df.sample_to(f"{tmp_path}/{name}", sampler, N, resume=True)
+    assert result.drawn == N - chunks * CHUNK
+    assert df.verify(f"{tmp_path}/{name}").good
+    rows = np.load(tmp_path / "rows" / "000000.npy") if name == "rows/" else None
+    rows = df.datasets.read(tmp_path / name).rows.astype(np.float32) if rows is None else rows
+    assert np.array_equal(rows, sampler.sample(N).numpy())
+
+
+def test_resume_begins_on_a_fresh_path_and_leaves_a_complete_one(tmp_path: Path, sampler: df.Sampler) -> None:
+    path = tmp_path / "x.npy"
+    assert df.sample_to(path, sampler, N, resume=True).drawn == N
+    before = path.stat()
+    assert df.sample_to(path, sampler, N, resume=True).drawn == 0
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    path.unlink()
+    assert df.sample_to(path, sampler, N, resume=True).drawn == N
+
+
+def test_every_moment_between_the_last_write_and_the_name(tmp_path: Path, sampler: df.Sampler) -> None:
+    """Killed after the manifest says complete, the output still gets its name."""
+    path, partial = tmp_path / "x.npy", tmp_path / "x.npy.partial"
+    df.sample_to(path, sampler, N)
+    path.rename(partial)
+    assert df.verify(path).good
+    assert df.sample_to(path, sampler, N, resume=True).drawn == 0
+    assert path.exists() and not partial.exists()
+
+
+def test_damaged_chunks_are_drawn_again(tmp_path: Path, sampler: df.Sampler) -> None:
+    path, partial = tmp_path / "x.npy", tmp_path / "x.npy.partial"
+    with stopped_after(5):
+        df.sample_to(path, sampler, N, chunk_size=CHUNK)
+    content = bytearray(partial.read_bytes())
+    content[128 + 4 * 3 * CHUNK] ^= 1  # in chunk 1
+    partial.write_bytes(content)
+    assert [fault.split(",")[0] for fault in df.verify(path).faults] == ["chunk 1"]
+    with pytest.warns(UserWarning, match="1 chunks differ from their checksums"):
+        result = df.sample_to(path, sampler, N, resume=True)
+    assert result.drawn == N - 4 * CHUNK
+    assert np.array_equal(np.load(path), sampler.sample(N).numpy())
+
+
+def other(**options: Any) -> df.Sampler:
+    return df.Sampler(make_model(), SCHEDULE, **options)
+
+
+def shifted() -> df.Sampler:
+    model = make_model()
+    with torch.no_grad():
+        model.get_parameter("model.0.bias")[0] += 1e-6
+    return df.Sampler(model, SCHEDULE)
+
+
+DIFFERENT: dict[str, tuple[Callable[[], df.Sampler], dict[str, Any]]] = {
+    "seed": (other, {"seed": 1}),
+    "index range": (other, {"start": 1}),
+    "solver": (lambda: other(solver="ddim"), {}),
+    "model": (shifted, {}),
+    "standardiser": (lambda: other(standardiser=df.Standardiser([0.0] * 3, [2.0] * 3)), {}),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_another_run_is_refused_by_name(tmp_path: Path, sampler: df.Sampler, name: str) -> None:
+    df.sample_to(tmp_path / "x.npy", sampler, N)
+    before = sha256(tmp_path / "x.npy"), sha256(tmp_path / "x.npy.manifest.json")
+    make, options = DIFFERENT[name]
+    with pytest.raises(
+        ValueError, match=f"^resume: got another {name}, .*accepted: .* x.npy.manifest.json was begun"
+    ):
+        df.sample_to(tmp_path / "x.npy", make(), N, resume=True, **options)
+    if not options:
+        with pytest.raises(ValueError, match=f"^sampler: got another {name}"):
+            df.verify(tmp_path / "x.npy", sampler=make(), redraw=[0])
+    assert before == (sha256(tmp_path / "x.npy"), sha256(tmp_path / "x.npy.manifest.json"))
+
+
+def test_another_noise_version_is_refused(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    df.sample_to(tmp_path / "x.npy", sampler, N)
+    monkeypatch.setattr("diffusion_fast.long_runs.identity.NOISE_VERSION", 2)
+    with pytest.raises(ValueError, match=r"^resume: got another noise version, 2; accepted: 1"):
+        df.sample_to(tmp_path / "x.npy", sampler, N, resume=True)
+
+
+def test_labels_are_part_of_a_run(tmp_path: Path, conditional: df.Sampler) -> None:
+    df.sample_to(tmp_path / "x.npy", conditional, 10, labels=[0, 1])
+    with pytest.raises(ValueError, match=r"^resume: got another labels"):
+        df.sample_to(tmp_path / "x.npy", conditional, 10, labels=[1, 0], resume=True)
+    assert df.verify(tmp_path / "x.npy", sampler=conditional, labels=[0, 1], redraw="all").good
+
+
+# ---- what is there already
+
+
+def test_nothing_is_replaced_unasked(tmp_path: Path, sampler: df.Sampler) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"mine")
+    for options, reason in (({}, "which exists"), ({"resume": True}, "which exists without a manifest")):
+        with pytest.raises(ValueError, match=f"^path: got .*{reason}"):
+            df.sample_to(path, sampler, N, **options)
+    assert path.read_bytes() == b"mine"
+    with stopped_after(2):
+        df.sample_to(path, sampler, N, chunk_size=CHUNK, overwrite=True)
+    assert path.read_bytes() == b"mine"  # until there is something in its place
+    path.unlink()
+    with pytest.raises(ValueError, match=r"^path: got .*unfinished run; accepted: resume=True"):
+        df.sample_to(path, sampler, N)
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, sampler: df.Sampler) -> None:
+    (tmp_path / "rows").mkdir()
+    df.sample_to(f"{tmp_path}/rows/", sampler, 10)  # an empty one is as good as none
+    (tmp_path / "rows" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"^path: got .*'notes.txt'"):
+        df.sample_to(f"{tmp_path}/rows/", sampler, 10, overwrite=True)
+    assert len(list((tmp_path / "rows").iterdir())) == 2
+
+
+def test_two_processes_do_not_write_the_same_rows(tmp_path: Path, sampler: df.Sampler) -> None:
+    """A lock is its holder's: one taken here refuses another that is taken here."""
+    fcntl = pytest.importorskip("fcntl")
+    with stopped_after(2):
+        df.sample_to(tmp_path / "x.npy", sampler, N, chunk_size=CHUNK)
+    with (tmp_path / "x.npy.partial").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for options in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(ValueError, match=r"^path: got .*another process is writing"):
+                df.sample_to(tmp_path / "x.npy", sampler, N, **options)
+
+
+# ---- faults of the disk
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EROFS", "EIO"])
+@pytest.mark.parametrize("name", ["x.npy", "x.csv"])
+def test_a_failing_disk_leaves_a_run_that_goes_on(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch, code: str, name: str
+) -> None:
+
+    number = getattr(errno, code)
+    write, left = os.pwrite, [30]
+
+    def failing(descriptor: int, data: Any, at: int) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(number, os.strerror(number))
+        return write(descriptor, data[: len(data) // 2 + 1], at)  # as a disk may that is nearly full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing)
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+            df.sample_to(tmp_path / name, sampler, N, chunk_size=CHUNK)
+    assert caught.value.filename == str(tmp_path / f"{name}.partial")
+    assert df.sample_to(tmp_path / name, sampler, N, resume=True).drawn < N
+    assert df.verify(tmp_path / name).good
+
+
+def test_a_vanished_folder_is_an_error_of_the_disk(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    write = writers.RowFiles.write
+
+    def vanish(self: Any, first: int, rows: np.ndarray) -> None:
+        if first:
+            folder.rename(tmp_path / "elsewhere")
+        write(self, first, rows)
+
+    monkeypatch.setattr(writers.RowFiles, "write", vanish)
+    with pytest.raises(FileNotFoundError):
+        df.sample_to(folder / "x.npy", sampler, N, chunk_size=CHUNK)
+
+
+def test_no_space_is_noticed_before_the_first_sample(tmp_path: Path, sampler: df.Sampler) -> None:
+    with pytest.raises(ValueError, match=r"^path: got .*takes [\d,]+ bytes where [\d,]+ are free"):
+        df.sample_to(tmp_path / "x.npy", sampler, 1 << 46)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
+    """400 MB of samples through a few megabytes; a write through a memory map would count every page."""
+    sampler = df.Sampler(make_model(dim=128, hidden=(4,)), SCHEDULE, steps=1, solver="ddim")
+
+    def peak() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+    df.sample_to(tmp_path / "x.npy", sampler, 20_000)
+    before = peak()
+    df.sample_to(tmp_path / "x.npy", sampler, 800_000, overwrite=True)
+    assert peak() - before < 40_000
