@@ -40,6 +40,8 @@ BETA_START, BETA_END = 1e-5, 0.0128
 SWEEP = ((1e-5, 0.0032), (1e-4, 0.0128), (1e-3, 0.0128), (1e-5, 0.0512), (1e-5, 0.1))
 BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 1024, 1e-3, 1e-3  # of the report, weight decay in Adam
 EMD_ROWS = 2000
+# Of a quick run: rows, and the tables that it has of both sets.
+FEW_ROWS, OF_BOTH_SETS = 4000, ("epochs", "lengths", "schedules")
 # The final model: a schedule that ends in the noise which sampling starts from, a smaller network that is
 # trained for longer, a decaying learning rate and averaged weights.
 FINAL_STEPS, FINAL_HIDDEN = 100, (128, 128, 128)
@@ -119,18 +121,20 @@ def run(run: Run) -> None:
 
 
 def say_cuts(run: Run) -> None:
-    run.cut("Trainings take 60 epochs (30, 60 and 120 where epochs are compared); the report has 600.")
+    run.cut("Trainings take 40 epochs (20, 40 and 80 where epochs are compared); the report has 600.")
     run.cut("They train the small network, 256-256; the report has 256-512-256 in all but one of them.")
     run.cut("T = 10 and 150; the report has 10, 50, 100, 150 and 200.")
     run.cut("Linear, warmup50 and cosine; without constant, quadratic and warmup10.")
     run.cut("One other pair of betas; the sweep has five.")
     run.cut("Sizes, betas and the frozen embedding on the helix alone; without the large network.")
-    run.cut("4,000 samples and two repetitions of the distance per pair; the report has as many samples as "
-            "the test set has rows, and a full run four repetitions.")  # fmt: skip
+    run.cut(
+        f"{FEW_ROWS:,} samples and as many rows of test and train, two repetitions of the distance per pair; "
+        "a full run has all rows, as many samples as the test set, and four repetitions."
+    )
 
 
 def base_of(run: Run, name: str) -> Setting:
-    hidden, epochs = run.pick((SIZES["small"], 60), (SIZES["middle"], 600))
+    hidden, epochs = run.pick((SIZES["small"], 40), (SIZES["middle"], 600))
     return Setting(name, hidden, epochs, n_steps=150)
 
 
@@ -140,7 +144,7 @@ def tables(run: Run, name: str) -> list[Table]:
     short = replace(base, n_steps=50)
     by_epochs = [
         Entry(f"{n} epochs", replace(short, epochs=n), run.pick({}, published.EPOCHS[name]).get(n))
-        for n in run.pick((30, 60, 120), (500, 1000, 2000))
+        for n in run.pick((20, 40, 80), (500, 1000, 2000))
     ]
     by_size = [
         Entry(size, replace(short, hidden=SIZES[size]), published.SIZES[name].get(size))
@@ -159,20 +163,15 @@ def tables(run: Run, name: str) -> list[Table]:
         for low, high in ((BETA_START, BETA_END), *SWEEP[run.pick(-1, 0) :])
     ]
     by_time = [Entry("learned", base), Entry("frozen", replace(base, learned_time=False))]
-    few = [
+    found = [
         Table("epochs", "Epochs (T = 50)", by_epochs),
+        Table("sizes", "Sizes of the network (T = 50)", by_size),
         Table("lengths", "Number of steps", by_length),
         Table("schedules", "Noise schedules (T = 150)", by_schedule),
-    ]
-    if not run.full and name == SIN:
-        return few
-    return [
-        *few[:1],
-        Table("sizes", "Sizes of the network (T = 50)", by_size),
-        *few[1:],
         Table("betas", "First and last beta (linear, T = 150)", by_betas),
         Table("time", "Time embedding (linear, T = 150)", by_time),
     ]
+    return [table for table in found if run.full or name == HELIX or table.name in OF_BOTH_SETS]
 
 
 class Result(NamedTuple):
@@ -188,7 +187,7 @@ class Lab:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.data = {name: datasets.load(name, seed=run.seed) for name in SETS}
-        self.stage_epochs = run.pick(60, 100)  # a stage that is interrupted is lost
+        self.stage_epochs = run.pick(40, 100)  # a stage that is interrupted is lost
         self.models: dict[Setting, MLPDenoiser] = {}
         self.results: dict[Setting, Result] = {}
 
@@ -232,14 +231,16 @@ class Lab:
         self, stage: str, data: str, model: nn.Module, schedule: NoiseSchedule, variance: str
     ) -> Result:
         """As many samples as the test set has rows, and their scores."""
-        sampler = Sampler(model, schedule, variance=variance, backend="native")
-        n = self.count(data)
-        x = self.run.stage(stage, "sampling", lambda: {"x": sampler.sample(n, seed=self.run.seed)})["x"]
-        return self.measured(stage, data, x)
+
+        def draw() -> dict[str, Tensor]:
+            sampler = Sampler(model, schedule, variance=variance, backend="native")
+            return {"x": sampler.sample(self.count(data), seed=self.run.seed)}
+
+        return self.measured(stage, data, self.run.stage(stage, "sampling", draw)["x"])
 
     def measured(self, stage: str, data: str, x: Tensor | np.ndarray) -> Result:
-        repeats = self.run.pick(2, 4)
-        both = self.data[data].standardised_test, self.data[data].standardised_train
+        most, repeats = self.run.pick((FEW_ROWS, 2), (None, 4))
+        both = self.data[data].standardised_test[:most], self.data[data].standardised_train[:most]
         work = functools.partial(scores, x, *both, repeats=repeats, seed=self.run.seed)
         return Result(x, self.run.stage(f"scores_{stage}", "evaluation", work))
 
@@ -251,7 +252,7 @@ class Lab:
 
     def count(self, name: str) -> int:
         """Of samples."""
-        return self.run.pick(4000, len(self.data[name].test))
+        return self.run.pick(FEW_ROWS, len(self.data[name].test))
 
     def final(self, name: str) -> Result:
         noise = NoiseSchedule.cosine(FINAL_STEPS)
