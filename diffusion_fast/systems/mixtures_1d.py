@@ -126,7 +126,7 @@ def trained_network(run: Run, name: str, key: str, recipe: Recipe) -> Network:
 
     def fit(model: nn.Module) -> dict[str, Any]:
         common = {"validation": data.standardised_test, "seed": run.seed, "progress": run.progress}
-        return vars(train(model, steps, data, **common, **recipe.training))
+        return vars(train(model, steps, data, **(recipe.training | common)))
 
     history = TrainingHistory(**run.trained(f"{name}-{key}", model, fit))
     drawn = run.stage(f"{name}-{key}", "sampling", lambda: draw(model, data.standardiser, run.seed))
@@ -138,7 +138,7 @@ def report_set(run: Run, name: str, label: str, found: dict[str, Network]) -> No
     data = load(run, name)
     mixture = mixture_of(data)
     fresh, again = (mixture.draw(np.random.default_rng(run.seed ^ k), N_SAMPLES)[0] for k in (1, 2))
-    drawn = {
+    drawn: dict[str, Tensor | np.ndarray] = {
         "fresh real data": again,
         "the exact chain": exact_samples(run, name, "none"),
         "the exact chain, rows scaled": exact_samples(run, name, "standard"),

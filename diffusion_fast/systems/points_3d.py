@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffusion_fast import datasets
 from diffusion_fast.cli.options import default_epochs
@@ -45,7 +45,7 @@ FEW_ROWS, OF_BOTH_SETS = 4000, ("epochs", "lengths", "schedules")
 # The final model: a schedule that ends in the noise which sampling starts from, a smaller network that is
 # trained for longer, a decaying learning rate and averaged weights.
 FINAL_STEPS, FINAL_HIDDEN = 100, (128, 128, 128)
-FINAL = {"batch_size": BATCH_SIZE, "lr": 3e-3, "lr_decay": "cosine", "ema": 0.999}
+FINAL: dict[str, Any] = {"batch_size": BATCH_SIZE, "lr": 3e-3, "lr_decay": "cosine", "ema": 0.999}
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def tables(run: Run, name: str) -> list[Table]:
 class Result(NamedTuple):
     """Samples, scaled as the network's rows are, and their distances by column of the tables."""
 
-    samples: Tensor | np.ndarray
+    samples: np.ndarray
     scores: dict[str, MetricResult]
 
 
@@ -232,13 +232,13 @@ class Lab:
     ) -> Result:
         """As many samples as the test set has rows, and their scores."""
 
-        def draw() -> dict[str, Tensor]:
+        def draw() -> dict[str, np.ndarray]:
             sampler = Sampler(model, schedule, variance=variance, backend="native")
-            return {"x": sampler.sample(self.count(data), seed=self.run.seed)}
+            return {"x": sampler.sample(self.count(data), seed=self.run.seed).numpy()}
 
         return self.measured(stage, data, self.run.stage(stage, "sampling", draw)["x"])
 
-    def measured(self, stage: str, data: str, x: Tensor | np.ndarray) -> Result:
+    def measured(self, stage: str, data: str, x: np.ndarray) -> Result:
         most, repeats = self.run.pick((FEW_ROWS, 2), (None, 4))
         both = self.data[data].standardised_test[:most], self.data[data].standardised_train[:most]
         work = functools.partial(scores, x, *both, repeats=repeats, seed=self.run.seed)
@@ -262,15 +262,15 @@ class Lab:
         data, epochs = self.data[name], default_epochs(len(self.data[name].train), BATCH_SIZE)
 
         def fit(model: nn.Module) -> dict[str, Any]:
-            common = {"seed": self.run.seed, "progress": self.run.progress}
-            return vars(train(model, noise, data, epochs=epochs, **FINAL, **common))
+            common = FINAL | {"epochs": epochs, "seed": self.run.seed, "progress": self.run.progress}
+            return vars(train(model, noise, data, **common))
 
         self.run.trained(f"{name}_final", model, fit)
         return self.sampled(f"{name}_final", name, model, noise, "posterior")
 
 
 def scores(
-    x: Tensor | np.ndarray, test: np.ndarray, train: np.ndarray, *, repeats: int, seed: int
+    x: np.ndarray, test: np.ndarray, train: np.ndarray, *, repeats: int, seed: int
 ) -> dict[str, MetricResult]:
     found = {}
     for name, rows in (("test", test), ("train", train)):
