@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusion_fast.models.mixture import MixtureDenoiser
 from diffusion_fast.models.mlp import ConditionalMLPDenoiser, MLPDenoiser
 
-__all__ = ["ConditionalMLPDenoiser", "MLPDenoiser"]
+__all__ = ["ConditionalMLPDenoiser", "MLPDenoiser", "MixtureDenoiser"]

@@ -14,6 +14,7 @@ from diffusion_fast.plotting.curves import loss_curve, schedule_curves
 from diffusion_fast.plotting.fields import field
 from diffusion_fast.plotting.images import image_grid
 from diffusion_fast.plotting.pairs import pair_plot
+from diffusion_fast.plotting.panels import sample_panels
 from diffusion_fast.plotting.samples import compare_samples
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "image_grid",
     "loss_curve",
     "pair_plot",
+    "sample_panels",
     "schedule_curves",
 ]
