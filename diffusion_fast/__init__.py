@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusion_fast import cuda, datasets, metrics, models, noise, ops, plotting, reference, solvers
     from diffusion_fast.capture import CaptureError
     from diffusion_fast.checkpoint import Checkpoint, load, save
+    from diffusion_fast.classifier import ClassifierDDPM
     from diffusion_fast.cuda import cuda_available
     from diffusion_fast.plan import Plan
     from diffusion_fast.sampler import Sampler, sample
@@ -24,15 +25,18 @@ if TYPE_CHECKING:
     from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
     from diffusion_fast.solvers.table import StepRow, StepTable
     from diffusion_fast.standardiser import Standardiser
+    from diffusion_fast.svdd import SVDDSampler
     from diffusion_fast.training import TrainingHistory, train
 
 __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
     "Checkpoint",
+    "ClassifierDDPM",
     "FlowSchedule",
     "NoiseSchedule",
     "Plan",
+    "SVDDSampler",
     "Sampler",
     "SigmaSchedule",
     "Standardiser",
@@ -61,9 +65,11 @@ __all__ = [
 _HOME = {
     "CaptureError": "capture",
     "Checkpoint": "checkpoint",
+    "ClassifierDDPM": "classifier",
     "FlowSchedule": "sigma_schedules",
     "NoiseSchedule": "schedules",
     "Plan": "plan",
+    "SVDDSampler": "svdd",
     "Sampler": "sampler",
     "SigmaSchedule": "sigma_schedules",
     "Standardiser": "standardiser",

@@ -63,7 +63,7 @@ class ClassifierDDPM:
         return torch.log_softmax(self.log_prior - self.errors(x), dim=1).float()
 
     def predict_proba(self, x: Any) -> Tensor:
-        """p(y | x) by Bayes' rule from the bounds and the prior: (n, n_classes) float32, rows that sum to 1."""
+        """p(y | x) by Bayes' rule from the bounds and the prior, (n, n_classes) float32; rows sum to 1."""
         return self(x).exp()
 
     def predict(self, x: Any) -> Tensor:

@@ -41,10 +41,10 @@ class SVDDSampler:
 
     model, schedule: as for Sampler; of a model with classes the null class is sampled. reward: called with
     (m, *shape) float32 rows, predicted clean samples in the data's units, returns (m,) finite numbers, higher
-    is better; each row's must depend on that row alone. alpha >= 0: the smaller, the greedier; 0 takes the best
-    candidate. candidates: M, drawn at each step. variance: of a step, as for solvers.ddpm. standardiser: its
-    inverse is applied to the samples, and to what the reward is given. options: shape, steps, prediction_type,
-    clip, n_classes, null_class, time_input and backend, as for Sampler.
+    is better; each row's must depend on that row alone. alpha >= 0: the smaller, the greedier; 0 takes the
+    best candidate. candidates: M, drawn at each step. variance: of a step, "beta" or "posterior", as for
+    solvers.ddpm. standardiser: its inverse is applied to the samples, and to what the reward is given.
+    options: shape, steps, prediction_type, clip, n_classes, null_class, time_input, backend, as for Sampler.
 
     Candidate m takes the noise of substream m, the choice that of substream M: with backend="native" sample i
     is a function of (model, schedule, reward, alpha, candidates, seed, i), whatever the batch. One candidate
@@ -89,8 +89,8 @@ class SVDDSampler:
     ) -> Tensor:
         """Samples start .. start + n - 1 of the seed's stream, (n, *shape) float32.
 
-        seed, start, x_T (n, *shape): as for Sampler.sample. Raises TypeError or ValueError naming the argument,
-        also where the reward returns something else than one finite number for each row.
+        seed, start, x_T (n, *shape): as for Sampler.sample. Raises TypeError or ValueError naming the
+        argument, also where the reward returns something else than one finite number for each row.
         """
         count, first = _checks.sample_range(n, start)
         _checks.flag("progress", progress)
@@ -139,7 +139,9 @@ class SVDDSampler:
         rows = self._data(predicted.flatten(0, 1))
         given = self.reward(rows)
         accepted = f"one that returns ({len(rows)},) finite numbers for as many rows"
-        value = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind == "f" else given
+        value = (
+            torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind == "f" else given
+        )
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise _checks.bad_type("reward", given, accepted)
         if value.shape != (len(rows),):
