@@ -13,6 +13,7 @@ error: a denoiser told the wrong class predicts the noise worse.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,9 @@ class ClassifierDDPM:
 
     model: conditional, as for Sampler, in eval mode: model(x, t, y). schedule: its NoiseSchedule. steps:
     timesteps evenly spread over the schedule's, all by default; the weights are those of the bound over them.
-    pairs: of noise (eps and -eps) at each of them, the same for every class. prior: (n_classes,) shares of
-    the classes, above 0; None for equal ones. seed: of the noise, so that a row is always classified alike.
+    pairs: of noise (eps and -eps) at each of them, the same for every class and row, so that with
+    backend="native" what is found for a row is a function of that row. prior: (n_classes,) shares of the
+    classes, above 0; None for equal ones. seed: of the noise.
     options: shape, prediction_type, clip, n_classes, null_class, time_input and backend, as for Sampler.
 
     Costs 2 pairs n_classes steps evaluations of the network a row. Raises TypeError or ValueError naming the
@@ -76,17 +78,18 @@ class ClassifierDDPM:
         In terms of the predicted x0: |eps - eps_y|^2 = snr |x - x0_y|^2.
         """
         clean = self._rows(x)
-        levels = self.prediction.levels
+        levels, shape = self.prediction.levels, self.prediction.sampler.shape
         total = torch.zeros(len(clean), self.n_classes, dtype=torch.float64)
         for row, weight in enumerate(_weights(levels.var, levels.var_prev)):
+            at_level = self.prediction.at(row)
             for pair in range(self.pairs):
-                z = normal(
-                    len(clean), clean[0].numel(), seed=self.seed, step=row, purpose="forward", substream=pair
-                ).view(clean.shape)
+                how = {"seed": self.seed, "step": row, "purpose": "forward", "substream": pair}
+                z = normal(1, prod(shape), **how).view(shape)  # type: ignore[arg-type]
                 for eps in (z, -z):
                     noisy = float(levels.sqrt_abar[row]) * clean + float(levels.var[row]) ** 0.5 * eps
                     for label in range(self.n_classes):
-                        error = (clean - self.prediction(noisy, row, label)).flatten(1).double()
+                        x0 = at_level.sample(len(noisy), x_T=noisy, labels=label)
+                        error = (clean - x0).flatten(1).double()
                         total[:, label] += weight * error.square().sum(1) / (2 * self.pairs)
         return total
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from diffusion_fast.plan import Plan, TileProgram, build_plan
 from diffusion_fast.sampler import Sampler
@@ -39,12 +39,11 @@ class CleanPrediction:
         self.sampler = Sampler(model, schedule, solver="ddpm", **options)
         self._output = {key: options[key] for key in ("prediction_type", "clip") if key in options}
 
-    def __call__(self, x: Tensor, row: int, labels: int | Tensor | None = None) -> Tensor:
-        """x0 predicted from x (n, *shape) float32 at a row of the levels, like x; labels as Sampler's."""
-        return self._at(row).sample(len(x), x_T=x, labels=labels)
+    def at(self, row: int) -> Sampler:
+        """The sampler of one row of the levels: sample(n, x_T=x) is x0 predicted from x there, like x.
 
-    def _at(self, row: int) -> Sampler:
-        """The sampler of that row alone; the network, which takes long to capture, is the one captured."""
+        The network, which takes long to capture, is the one captured for all rows.
+        """
         whole = self.sampler
         table = ddpm(whole.schedule, timesteps=self.levels.t[row : row + 1], **self._output)
         plan = None if whole.plan is None else _plan_at(whole.plan, row, table)

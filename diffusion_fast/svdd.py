@@ -121,14 +121,15 @@ class SVDDSampler:
             return z.view(n, *self.shape)
 
         x = draw(0, 0, "initial") if x_T is None else x_T
-        x0 = self.prediction(x, 0)
+        x0 = self.prediction.at(0).sample(n, x_T=x)
         for row, deviation in enumerate(self._deviation.tolist()):
             mean = float(self._mean_x[row]) * x + float(self._mean_x0[row]) * x0
             if row + 1 == len(self._deviation):
                 return mean  # without noise there is nothing to choose from
             noise = torch.stack([draw(row, m) for m in range(self.candidates)])
             drawn = mean + deviation * noise
-            predicted = self.prediction(drawn.flatten(0, 1), row + 1).view(drawn.shape)
+            flat = drawn.flatten(0, 1)
+            predicted = self.prediction.at(row + 1).sample(len(flat), x_T=flat).view(drawn.shape)
             uniform = normal(n, 1, seed=seed, step=row, start=start, substream=self.candidates)
             chosen = choose(self._value(predicted), self.alpha, torch.special.ndtr(uniform.double())[:, 0])
             x, x0 = (part[chosen, torch.arange(n)] for part in (drawn, predicted))

@@ -35,7 +35,7 @@ SECONDS = {"quick": 200.0, "full": 2000.0}
 
 SCHEDULE = NoiseSchedule.linear(100, *schedules_2d.BETAS)
 WEIGHTS = (0.0, *published.WEIGHTS)
-LABEL_DROPOUT = 0.2
+EPOCHS, LABEL_DROPOUT = 100, 0.2
 WIDE = (64, 64)  # a network that resolves the classes of the helix, which the report's (26, 26) does not
 EMD_ROWS = 250  # of a class
 QUICK_ROWS = 2000
@@ -87,7 +87,7 @@ def conditional(run: Run, data: Dataset, hidden: tuple[int, int]) -> nn.Module:
 
     def fit(model: nn.Module) -> dict[str, Any]:
         labels = {"labels": data.train_labels, "label_dropout": LABEL_DROPOUT}
-        how: dict[str, Any] = {"epochs": 100, "lr_decay": "cosine", **labels, **schedules_2d.FITTING}
+        how: dict[str, Any] = {"epochs": EPOCHS, "lr_decay": "cosine", **labels, **schedules_2d.FITTING}
         rows = data.standardised_train
         history = train(model, SCHEDULE, rows, seed=run.seed, progress=run.progress, **how)
         return {"loss": history.train_loss}

@@ -44,7 +44,7 @@ class Chain:
 
 
 def by_steps(run: Run, sets: list[Dataset]) -> dict[str, Chain]:
-    """T by schedule, on every set; -> of each set the chain of the report's betas, linear and of 100 steps."""
+    """T by schedule, on every set; -> of each set the linear chain of the report's betas, T = 100."""
     steps = run.pick((10, 100), published.STEPS)
     run.cut("Unconditional: T = 10 and 100 of 10, 50, 100, 150, 200; the ranges of betas on moons alone.")
     run.cut(f"Unconditional: kernel NLL on {QUICK_ROWS:,} rows of samples and of data, not on all.")

@@ -53,7 +53,7 @@ def latents(folder: Path | None) -> tuple[np.ndarray, str]:
     """(n, 64) float32 rows and what they are."""
     if folder is not None and (folder / FILE).is_file():
         return load(folder / FILE, (TOKENS, WIDTH)), FILE
-    return stand_in(), "the stand-in"
+    return stand_in(N_ROWS), "the stand-in"
 
 
 def load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -74,7 +74,7 @@ def load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return array.reshape(len(array), DIM).astype(np.float32)
 
 
-def stand_in(n: int = N_ROWS, seed: int = 0) -> np.ndarray:
+def stand_in(n: int, seed: int = 0) -> np.ndarray:
     """(n, 64) float32 rows like an autoencoder's latents: clusters on a curved sheet of few dimensions.
 
     One of 12 clusters with weights proportional to 1/k (k = 1 .. 12) has a center N(0, I) in 8 dimensions and
