@@ -99,7 +99,7 @@ class ClassifierDDPM:
         if not isinstance(x, (Tensor, np.ndarray)) or x.ndim != 1 + len(shape) or tuple(x.shape[1:]) != shape:
             error = _checks.bad_value if isinstance(x, (Tensor, np.ndarray)) else _checks.bad_type
             raise error("x", x, f"an (n, {', '.join(map(str, shape))}) array or tensor of numbers")
-        flat = checked_rows("x", x.reshape(len(x), -1))
+        flat = checked_rows("x", x.reshape(len(x), prod(shape)))
         return torch.from_numpy(np.ascontiguousarray(flat, dtype=np.float32)).view(-1, *shape)
 
 

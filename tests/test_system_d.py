@@ -33,7 +33,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedules_2d, "EPOCHS", 1)
     monkeypatch.setattr(schedules_2d, "EMD_ROWS", 50)
     monkeypatch.setattr(schedules_2d, "ALL_BETAS", (schedules_2d.BETAS,))
-    monkeypatch.setattr(guidance_2d, "EPOCHS", 1)
+    few_steps = {"epochs": 1, "batch_size": 100, "lr": 0.01}
+    monkeypatch.setattr(guidance_2d, "FITTING", few_steps)
+    monkeypatch.setattr(guidance_2d, "WIDE_FITTING", few_steps)
     monkeypatch.setattr(guidance_2d, "EMD_ROWS", 20)
     monkeypatch.setattr(guidance_2d, "CANDIDATES", 2)
     monkeypatch.setattr(guidance_2d, "WEIGHTS", (0.0, 1.0))
@@ -202,8 +204,10 @@ def test_the_diffusion_classifier_is_near_the_bayes_rate(name: str, tmp_path: Pa
     """Within 0.03 on the held-out rows; the helix needs a wider network than the report's."""
     data = datasets.load(name, seed=42)
     width = 4 * data.dim + 2 * (data.n_classes + 5)
-    hidden = guidance_2d.WIDE if name == "helix_labelled" else (width, width)
-    model = guidance_2d.conditional(Run("D", tmp_path), data, hidden)
+    how = guidance_2d.WIDE, guidance_2d.WIDE_FITTING
+    if name != "helix_labelled":
+        how = (width, width), guidance_2d.FITTING
+    model = guidance_2d.conditional(Run("D", tmp_path), data, *how)
     prior = np.bincount(data.train_labels) / len(data.train_labels)
     classifier = df.ClassifierDDPM(model, guidance_2d.SCHEDULE, prior=prior, backend="native")
     found = guidance_2d.agreement(
