@@ -47,7 +47,7 @@ class ClassifierDDPM:
         schedule: NoiseSchedule,
         *,
         steps: int | None = None,
-        pairs: int = 1,
+        pairs: int = 4,
         prior: Any = None,
         seed: int | torch.Generator = 0,
         **options: Any,

@@ -37,6 +37,7 @@ class CleanPrediction:
                 raise TypeError(f"got an unknown option {name!r}; accepted: {', '.join(OPTIONS)}")
         self.levels = Levels.of(schedule, options.get("steps"), "leading", None)
         self.sampler = Sampler(model, schedule, solver="ddpm", **options)
+        self._schedule = schedule
         self._output = {key: options[key] for key in ("prediction_type", "clip") if key in options}
 
     def at(self, row: int) -> Sampler:
@@ -45,7 +46,7 @@ class CleanPrediction:
         The network, which takes long to capture, is the one captured for all rows.
         """
         whole = self.sampler
-        table = ddpm(whole.schedule, timesteps=self.levels.t[row : row + 1], **self._output)
+        table = ddpm(self._schedule, timesteps=self.levels.t[row : row + 1], **self._output)
         plan = None if whole.plan is None else _plan_at(whole.plan, row, table)
         own = {"table": table, "plan": plan, "_times": whole._times[row : row + 1]}
         single = Sampler.__new__(Sampler)
@@ -60,5 +61,7 @@ def _plan_at(plan: Plan, row: int, table: StepTable) -> Plan:
         tables = {name: getattr(op, name, None) for name in ("step_table", "joint_table")}
         cut = {name: values[row : row + 1] for name, values in tables.items() if values is not None}
         ops.append(replace(op, **cut))
-    sizes = {"n_classes": plan.n_classes, "n_context": plan.n_context, "n_prologue": plan.n_prologue}
-    return build_plan(table, TileProgram(plan.dim, tuple(ops), plan.out_value, n_tables=1, **sizes))
+    program = TileProgram(
+        plan.dim, tuple(ops), plan.out_value, n_tables=1, n_classes=plan.n_classes, n_prologue=plan.n_prologue
+    )
+    return build_plan(table, program)

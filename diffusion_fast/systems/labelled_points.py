@@ -44,6 +44,12 @@ def posterior(data: Dataset, rows: np.ndarray, labels: np.ndarray) -> np.ndarray
     return np.exp(log_classes - logsumexp(log_classes, axis=1, keepdims=True))
 
 
+def labels_of(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Of the training and of the held-out rows, which all of these sets have."""
+    assert data.train_labels is not None and data.test_labels is not None
+    return data.train_labels, data.test_labels
+
+
 def bayes_rate(data: Dataset, rows: np.ndarray, labels: np.ndarray) -> float:
     """The share of rows, in the data's own units, whose likelier class is theirs: what no classifier exceeds
     but by chance."""
@@ -55,9 +61,10 @@ def guided_law(data: Dataset, weight: float, seed: int) -> list[np.ndarray]:
     p(y | x)^weight."""
     rng = np.random.default_rng(seed)
     pool = datasets.load(data.name, POOL, seed=int(rng.integers(1 << 32)))
-    own = posterior(data, pool.train, pool.train_labels)[np.arange(POOL), pool.train_labels]
+    labels, _ = labels_of(pool)
+    own = posterior(data, pool.train, labels)[np.arange(POOL), labels]
     kept = rng.uniform(size=POOL) < own**weight
-    return by_class(data, data.standardiser.transform(pool.train[kept]), pool.train_labels[kept])
+    return by_class(data, data.standardiser.transform(pool.train[kept]), labels[kept])
 
 
 def by_class(data: Dataset, rows: Any, labels: Any) -> list[Any]:
