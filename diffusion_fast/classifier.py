@@ -62,7 +62,8 @@ class ClassifierDDPM:
 
     def __call__(self, x: Any) -> Tensor:
         """log p(y | x) of rows x (n, *shape), finite numbers in the model's units: (n, n_classes) float32."""
-        return torch.log_softmax(self.log_prior - self.errors(x), dim=1).float()
+        errors = self.errors(x)
+        return torch.log_softmax(self.log_prior.to(errors.device) - errors, dim=1).float()
 
     def predict_proba(self, x: Any) -> Tensor:
         """p(y | x) by Bayes' rule from the bounds and the prior, (n, n_classes) float32; rows sum to 1."""
@@ -79,12 +80,12 @@ class ClassifierDDPM:
         """
         clean = self._rows(x)
         levels, shape = self.prediction.levels, self.prediction.sampler.shape
-        total = torch.zeros(len(clean), self.n_classes, dtype=torch.float64)
+        total = torch.zeros(len(clean), self.n_classes, dtype=torch.float64, device=clean.device)
         for row, weight in enumerate(_weights(levels.var, levels.var_prev)):
             at_level = self.prediction.at(row)
             for pair in range(self.pairs):
-                how = {"seed": self.seed, "step": row, "purpose": "forward", "substream": pair}
-                z = normal(1, prod(shape), **how).view(shape)  # type: ignore[arg-type]
+                how: dict[str, Any] = {"seed": self.seed, "step": row, "purpose": "forward"}
+                z = normal(1, prod(shape), substream=pair, device=clean.device, **how).view(shape)
                 for eps in (z, -z):
                     noisy = float(levels.sqrt_abar[row]) * clean + float(levels.var[row]) ** 0.5 * eps
                     for label in range(self.n_classes):
@@ -94,13 +95,17 @@ class ClassifierDDPM:
         return total
 
     def _rows(self, x: Any) -> Tensor:
-        """x as float32 rows of the model's shape."""
+        """x as float32 rows of the model's shape, on the sampler's device."""
         shape = self.prediction.sampler.shape
         if not isinstance(x, (Tensor, np.ndarray)) or x.ndim != 1 + len(shape) or tuple(x.shape[1:]) != shape:
             error = _checks.bad_value if isinstance(x, (Tensor, np.ndarray)) else _checks.bad_type
             raise error("x", x, f"an (n, {', '.join(map(str, shape))}) array or tensor of numbers")
         flat = checked_rows("x", x.reshape(len(x), prod(shape)))
-        return torch.from_numpy(np.ascontiguousarray(flat, dtype=np.float32)).view(-1, *shape)
+        return (
+            torch.from_numpy(np.ascontiguousarray(flat, dtype=np.float32))
+            .view(-1, *shape)
+            .to(self.prediction.sampler.device)
+        )
 
 
 def _weights(var: np.ndarray, var_prev: np.ndarray) -> np.ndarray:

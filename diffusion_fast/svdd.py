@@ -40,10 +40,11 @@ class SVDDSampler:
     """Draws samples of a denoiser that a reward prefers.
 
     model, schedule: as for Sampler; of a model with classes the null class is sampled. reward: called with
-    (m, *shape) float32 rows, predicted clean samples in the data's units, returns (m,) finite numbers, higher
-    is better; each row's must depend on that row alone. alpha >= 0: the smaller, the greedier; 0 takes the
-    best candidate. candidates: M, drawn at each step. variance: of a step, "beta" or "posterior", as for
-    solvers.ddpm. standardiser: its inverse is applied to the samples, and to what the reward is given.
+    (m, *shape) float32 rows, predicted clean samples in the data's units, without gradients; returns (m,)
+    finite numbers, higher is better, each of which must depend on its own row alone. alpha >= 0: the
+    smaller, the greedier; 0 takes the best candidate. candidates: M, drawn at each step. variance: of a
+    step, "beta" or "posterior", as for solvers.ddpm. standardiser: its inverse is applied to the samples, and
+    to what the reward is given.
     options: shape, steps, prediction_type, clip, n_classes, null_class, time_input, backend, as for Sampler.
 
     Candidate m takes the noise of substream m, the choice that of substream M: with backend="native" sample i
@@ -71,13 +72,14 @@ class SVDDSampler:
         self.candidates = _checks.integer("candidates", candidates, 1, MAX_CANDIDATES)
         _checks.choice("variance", variance, ("beta", "posterior"))
         self.prediction = CleanPrediction(model, schedule, **options)
-        self.shape = self.prediction.sampler.shape
+        self.shape, self.device = self.prediction.sampler.shape, self.prediction.sampler.device
         self.standardiser = sampler_checks.check_standardiser(standardiser, self.shape)
         levels = self.prediction.levels
         self._mean_x, self._mean_x0, small = posterior(levels)
         self._deviation = np.sqrt(levels.beta if variance == "beta" else small)
         self._deviation[-1] = 0.0
 
+    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -95,50 +97,45 @@ class SVDDSampler:
         count, first = _checks.sample_range(n, start)
         _checks.flag("progress", progress)
         if x_T is not None:
-            x_T = sampler_checks.finite_input("x_T", x_T, (count, *self.shape), _tensors.CPU)
-        out = _tensors.allocate((count, *self.shape))
+            x_T = sampler_checks.finite_input("x_T", x_T, (count, *self.shape), self.device)
+        out = _tensors.allocate((count, *self.shape), self.device)
         size = max(1, CANDIDATE_ROWS // self.candidates)
         key = _checks.seed("seed", seed)
         with tqdm(total=count, unit="sample", disable=not progress) as bar:
             for at in range(0, count, size):
                 part = slice(at, min(at + size, count))
-                given = None if x_T is None else x_T[part]
+                given = None if x_T is None else x_T[part].to(self.device)
                 out[part] = self._data(self._chain(part.stop - at, key, first + at, given))
                 bar.update(part.stop - at)
         return out
 
     def _chain(self, n: int, seed: int, start: int, x_T: Tensor | None) -> Tensor:
-        def draw(step: int, substream: int, purpose: str = "step") -> Tensor:
-            z = normal(
-                n,
-                prod(self.shape),
-                seed=seed,
-                step=step,
-                purpose=purpose,
-                start=start,
-                substream=substream,
-            )
-            return z.view(n, *self.shape)
+        dim = prod(self.shape)
+        how: dict[str, Any] = {"seed": seed, "start": start, "device": self.device}
 
-        x = draw(0, 0, "initial") if x_T is None else x_T
+        def draw(row: int, substream: int, dim: int = dim) -> Tensor:
+            return normal(n, dim, step=row, substream=substream, **how)
+
+        shape = (n, *self.shape)
+        x = normal(n, dim, step=0, purpose="initial", **how).view(shape) if x_T is None else x_T
         x0 = self.prediction.at(0).sample(n, x_T=x)
         for row, deviation in enumerate(self._deviation.tolist()):
             mean = float(self._mean_x[row]) * x + float(self._mean_x0[row]) * x0
             if row + 1 == len(self._deviation):
                 return mean  # without noise there is nothing to choose from
-            noise = torch.stack([draw(row, m) for m in range(self.candidates)])
+            noise = torch.stack([draw(row, m).view(shape) for m in range(self.candidates)])
             drawn = mean + deviation * noise
             flat = drawn.flatten(0, 1)
             predicted = self.prediction.at(row + 1).sample(len(flat), x_T=flat).view(drawn.shape)
-            uniform = normal(n, 1, seed=seed, step=row, start=start, substream=self.candidates)
-            chosen = choose(self._value(predicted), self.alpha, torch.special.ndtr(uniform.double())[:, 0])
-            x, x0 = (part[chosen, torch.arange(n)] for part in (drawn, predicted))
+            uniform = torch.special.ndtr(draw(row, self.candidates, dim=1)[:, 0].double())
+            chosen = choose(self._value(predicted), self.alpha, uniform)
+            x, x0 = (part[chosen, torch.arange(n, device=self.device)] for part in (drawn, predicted))
         return x
 
     def _value(self, predicted: Tensor) -> Tensor:
         """The reward of (M, n, *shape) predictions: (M, n) float64."""
         rows = self._data(predicted.flatten(0, 1))
-        given = self.reward(rows)
+        given = self.reward(rows.clone() if rows.data_ptr() == predicted.data_ptr() else rows)
         accepted = f"one that returns ({len(rows)},) finite numbers for as many rows"
         value = (
             torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind == "f" else given
@@ -147,7 +144,7 @@ class SVDDSampler:
             raise _checks.bad_type("reward", given, accepted)
         if value.shape != (len(rows),):
             raise _checks.bad_value("reward", given, accepted)
-        return _checks.finite("reward", value.detach().double()).view(predicted.shape[:2])
+        return _checks.finite("reward", value.to(self.device, torch.float64)).view(predicted.shape[:2])
 
     def _data(self, x: Tensor) -> Tensor:
         """Rows in the data's own units."""

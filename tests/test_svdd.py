@@ -150,6 +150,17 @@ def test_the_reward_sees_the_data_s_own_units() -> None:
     assert seen[0].shape == (150, 2) and len(seen) == len(SCHEDULE) - 1
 
 
+def test_a_reward_may_write_to_its_rows() -> None:
+    def careless(rows: Tensor) -> Tensor:
+        value = rows[:, 0].clone()
+        rows.zero_()
+        return value
+
+    how: dict[str, Any] = {"alpha": 0.2, "candidates": 3}
+    x = df.SVDDSampler(net(), SCHEDULE, linear, **how).sample(50)
+    assert torch.equal(df.SVDDSampler(net(), SCHEDULE, careless, **how).sample(50), x)
+
+
 def sampled(reward: Any) -> Tensor:
     return df.SVDDSampler(net(), SCHEDULE, reward, alpha=0.1, candidates=2).sample(3)
 
