@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusion_fast import cuda, datasets, metrics, models, noise, ops, plotting, reference, solvers
     from diffusion_fast.capture import CaptureError
     from diffusion_fast.checkpoint import Checkpoint, load, save
+    from diffusion_fast.classifier import ClassifierDDPM
     from diffusion_fast.cuda import cuda_available
     from diffusion_fast.long_runs import Columns, RunResult, Verification, sample_to, verify
     from diffusion_fast.plan import Plan
@@ -25,17 +26,20 @@ if TYPE_CHECKING:
     from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
     from diffusion_fast.solvers.table import StepRow, StepTable
     from diffusion_fast.standardiser import Standardiser
+    from diffusion_fast.svdd import SVDDSampler
     from diffusion_fast.training import TrainingHistory, train
 
 __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
     "Checkpoint",
+    "ClassifierDDPM",
     "Columns",
     "FlowSchedule",
     "NoiseSchedule",
     "Plan",
     "RunResult",
+    "SVDDSampler",
     "Sampler",
     "SigmaSchedule",
     "Standardiser",
@@ -67,11 +71,13 @@ __all__ = [
 _HOME = {
     "CaptureError": "capture",
     "Checkpoint": "checkpoint",
+    "ClassifierDDPM": "classifier",
     "Columns": "long_runs",
     "FlowSchedule": "sigma_schedules",
     "NoiseSchedule": "schedules",
     "Plan": "plan",
     "RunResult": "long_runs",
+    "SVDDSampler": "svdd",
     "Sampler": "sampler",
     "SigmaSchedule": "sigma_schedules",
     "Standardiser": "standardiser",

@@ -42,6 +42,7 @@ SQRT_VAR = [0.835224520712, 0.704272674466, 0.529150262213, 0.316227766017]
 GOLDEN: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "ddpm posterior": (ddpm, {}, {"a": DDPM_A, "e": DDPM_E, "s": POSTERIOR_S}),
     "ddpm beta": (ddpm, {"variance": "beta"}, {"a": DDPM_A, "e": DDPM_E, "s": SQRT_BETA}),
+    "ddpm none": (ddpm, {"variance": "none"}, {"a": DDPM_A, "e": DDPM_E}),
     "ddpm last noise": (
         ddpm,
         {"variance": "beta", "last_noise": True},
@@ -350,6 +351,11 @@ REFUSALS = {
         lambda: ddpm(LINEAR, last_noise=True),
         ValueError,
         "last_noise: got True .*that variance is 0",
+    ),
+    "last_noise of none": (
+        lambda: ddpm(LINEAR, variance="none", last_noise=True),
+        ValueError,
+        "last_noise: got True .*variance='none'",
     ),
     "stop above": (lambda: ddpm(LINEAR, timesteps=[5, 3], stop=3), ValueError, "stop: got 3 .*from 0 to 2"),
     "stop below": (lambda: ddpm(LINEAR, timesteps=[5, 3], stop=-1), ValueError, "stop: got -1 .*from 0 to 2"),

@@ -31,9 +31,10 @@ def ddpm(
     steps, spacing, timesteps, sigmas, fractional_time: which levels are visited, see `levels.GridOptions`;
         with fewer than T, beta is the effective 1 - abar_t / abar_prev of the stride.
     variance: "beta" for sigma^2 = beta_t, "posterior" for beta_t (1 - abar_prev) / (1 - abar_t)
-        (section 3.2: the two extreme choices, exact for x0 ~ N(0, I) and for a single point).
-    last_noise: whether the last row adds noise too. (Not with variance "posterior" and stop=None: that
-        variance is 0 where abar_prev = 1.)
+        (section 3.2: the two extreme choices, exact for x0 ~ N(0, I) and for a single point); "none" for the
+        mean alone, a function of x_T. (`ddim` is the one that keeps the law.)
+    last_noise: whether the last row adds noise too. (Not with variance "none", nor with "posterior" and
+        stop=None: that variance is 0 where abar_prev = 1.)
     stop: the timestep whose noise level the chain ends at, below the last one that runs; None ends at the
         data, abar_prev = 1.
     prediction_type: what the network's output means, "epsilon", "sample" (x0), "v_prediction" or "score".
@@ -41,8 +42,10 @@ def ddpm(
 
     Raises ValueError or TypeError naming the argument; an epsilon prediction at abar = 0 is refused.
     """
-    _checks.choice("variance", variance, ("beta", "posterior"))
+    _checks.choice("variance", variance, ("beta", "posterior", "none"))
     _checks.flag("last_noise", last_noise)
+    if last_noise and variance == "none":
+        raise _checks.bad_value("last_noise", last_noise, "False with variance='none'")
     if last_noise and variance == "posterior" and stop is None:
         accepted = "False with variance='posterior' and stop=None, where that variance is 0"
         raise _checks.bad_value("last_noise", last_noise, accepted)
@@ -51,7 +54,7 @@ def ddpm(
     x0, _ = q.predictions(prediction_type)
 
     mean_x, mean_x0, small = posterior(q)
-    s = np.sqrt(q.beta if variance == "beta" else small)
+    s = np.sqrt({"beta": q.beta, "posterior": small, "none": np.zeros_like(small)}[variance])
     if not last_noise:
         s[-1] = 0.0
 
