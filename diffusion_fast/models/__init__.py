@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusion_fast.models.cnn import CNNDenoiser
 from diffusion_fast.models.mlp import ConditionalMLPDenoiser, MLPDenoiser
 
-__all__ = ["ConditionalMLPDenoiser", "MLPDenoiser"]
+__all__ = ["CNNDenoiser", "ConditionalMLPDenoiser", "MLPDenoiser"]
