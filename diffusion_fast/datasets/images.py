@@ -99,7 +99,9 @@ def _openml_mnist() -> Dataset:
         found = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff")
     except (OSError, ValueError) as error:  # no network, or not what was asked for
         problem = f"None, but nothing comes from openml.org ({error})"
-        raise ValueError(f"folder: got {problem}; accepted: a folder with its four files, {MNIST_FROM}") from error
+        raise ValueError(
+            f"folder: got {problem}; accepted: a folder with its four files, {MNIST_FROM}"
+        ) from error
     rows = (found.data / 255).astype(np.float32)
     labels = found.target.astype(np.int64)
     n_train, n_test = MNIST_ROWS

@@ -21,9 +21,9 @@ def frechet_distance(x: Any, y: Any, *, seed: int | torch.Generator = 0) -> Metr
     rows that are features of images it is what Heusel et al. 2017 call FID. In float64.
 
     It is biased upwards, by an amount that falls as 1/n_x + 1/n_y, so values compare at equal numbers of
-    rows, and with `floor`: the mean over random halves of y against each other, scaled by 1/n_x + 1/n_y to the
-    sizes compared. `spread` is the deviation between 8 random halves of x and y (a delete-half jackknife).
-    NaN, both, where a half has fewer than two rows.
+    rows, and with `floor`: the mean over random halves of y against each other, scaled by 1/n_x + 1/n_y to
+    the sizes compared. `spread` is the deviation between 8 random halves of x and y (a delete-half
+    jackknife). NaN, both, where a half has fewer than two rows.
 
     Args:
         x, y: (n_x, dim) and (n_y, dim) finite numbers, arrays or tensors, each with at least two rows; many

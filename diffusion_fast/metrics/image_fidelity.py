@@ -98,7 +98,8 @@ class ImageFidelity(NamedTuple):
     """confidence: the mean over samples of the highest class probability. entropy: the mean entropy of a
     sample's class probabilities, in nats. coverage: the sum over the classes of the lesser of the shares of
     samples and of real images that are taken for it, 1 where they agree (mode_coverage). frechet:
-    frechet_distance of the features. The floor of each is what held-out real images score.
+    frechet_distance of the features, as a share of the real features' total variance. The floor of each is
+    what held-out real images score.
     """
 
     confidence: MetricResult
@@ -132,12 +133,13 @@ def image_fidelity(
         _checks.finite(name, images)
     classes = np.eye(model.n_classes)
     p, q = (_in_batches(model, images).double().softmax(1).numpy() for images in (samples, real))
-    features = (_in_batches(model.features, images) for images in (samples, real))
+    x, y = (_in_batches(model.features, images).double() for images in (samples, real))
+    scale = y.var(0).sum().sqrt().clamp_min(1e-300)  # the unit of features means nothing
     return ImageFidelity(
         _mean(p.max(1), q.max(1)),
         _mean(_entropy(p), _entropy(q)),
         mode_coverage(classes[p.argmax(1)], classes[q.argmax(1)], classes, 0.5, seed=seed),
-        frechet_distance(*features, seed=seed),
+        frechet_distance(x / scale, y / scale, seed=seed),
     )
 
 
