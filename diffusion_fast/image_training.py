@@ -66,7 +66,10 @@ class EpochTrainer:
         self.epochs_done = 0
 
     def epoch(self, images: Tensor, *, progress: bool = False) -> Tensor:
-        """The loss of each step, float32, before the step; images (n, *shape), n at least batch_size."""
+        """The loss of each step, float32, before the step; images (n, *shape), n at least batch_size.
+
+        Raises FloatingPointError if a loss is NaN or infinite.
+        """
         generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + self.epochs_done)
         self.model.train()
         losses = []
@@ -81,7 +84,10 @@ class EpochTrainer:
         self.model.eval()
         self.epochs_done += 1
         result = torch.stack(losses).cpu()
-        return _checks.finite("loss", result)
+        if not bool(result.isfinite().all()):
+            epoch = self.epochs_done - 1
+            raise FloatingPointError(f"the loss became {result.mean()} in epoch {epoch}: a lower lr may help")
+        return result
 
     @torch.no_grad()
     def held_out(self, images: Tensor) -> float:

@@ -185,7 +185,7 @@ def test_weights_in_the_published_layout_are_read(tmp_path: Path) -> None:
         ({"gt.blocks.1.net.1.bias": np.zeros(3, np.float32)}, "blocks.1.norm.bias"),
         ({"gt.frequencies": None}, "frequencies"),
         ({"gt.blocks.2.bias": np.full(1, np.nan, np.float32)}, "last.bias"),
-        ({"beta_t": np.full(11, 2.0)}, "betas"),
+        ({"beta_t": np.full(11, -0.1)}, "betas"),
     ],
 )
 def test_other_weights_are_refused(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
@@ -222,6 +222,7 @@ def test_the_published_weights_know_digits(test_data: Path) -> None:
 
 
 def trainer(seed: int = 0) -> EpochTrainer:
+    torch.set_num_threads(1)  # images so small leave nothing to a second thread
     torch.manual_seed(1)
     model = CNNDenoiser((4,), 20, image_shape=(1, 6, 6), kernel_size=3)
     corrupt = gaussian(df.NoiseSchedule.linear(20, beta_end=0.4))
@@ -244,12 +245,12 @@ def test_training_learns_and_measures_held_out_images() -> None:
     images = 0.3 * torch.ones(96, 1, 6, 6)
     run = trainer()
     before = run.held_out(images)
-    losses = torch.stack([run.epoch(images).mean() for _ in range(20)])
+    losses = torch.stack([run.epoch(images).mean() for _ in range(12)])
     assert losses[-1] < 0.5 * losses[0]
     assert run.held_out(images) < 0.5 * before and run.held_out(images) == run.held_out(images)
     assert not run.model.training
 
 
 def test_a_loss_that_is_no_number_stops_training() -> None:
-    with pytest.raises(ValueError, match="loss: got nan"):
+    with pytest.raises(FloatingPointError, match="the loss became nan in epoch 0"):
         trainer().epoch(torch.full((32, 1, 6, 6), math.nan))

@@ -19,6 +19,7 @@ PATIENCE, LEAST_GAIN = 15, 5e-4  # the report's
 HELD_OUT_ROWS = 256  # for the loss of each epoch
 STAGE_EPOCHS = 2  # of a full run: what an interruption may lose
 PANELS = 24  # grids in a picture
+Curve = Callable[[Sequence[Tensor]], list[float]]  # of the losses of each step of the epochs
 
 
 class Training:
@@ -47,20 +48,21 @@ class Training:
         self.held_out: list[float] = []
         self.grids: list[Tensor] = []
 
-    def until(self, curve: Callable[[Sequence[Tensor]], list[float]], most: int) -> None:
+    def until(self, curve: Curve, most: int) -> None:
         """Train until the curve of the losses says stop, or for `most` epochs in all."""
         while len(self.steps) < most and not has_stopped(curve(self.steps)):
             name = f"{self.name}-from-epoch-{len(self.steps) + 1:03}"
             count = min(self.run.pick(most, STAGE_EPOCHS), most - len(self.steps))
-            found = self.run.trained(name, self.model, partial(self._train, count))
+            found = self.run.trained(name, self.model, partial(self._train, count, curve))
             self.trainer.restore(found)
-            self.steps += list(found["steps"])
+            self.steps += found["steps"]
             self.held_out += found["held_out"]
             self.grids += list(found["grids"])
 
-    def _train(self, epochs: int, _: CNNDenoiser) -> dict[str, Any]:
-        steps, held_out, grids = [], [], []
-        for _ in range(epochs):
+    def _train(self, epochs: int, curve: Curve, _: CNNDenoiser) -> dict[str, Any]:
+        steps: list[Tensor] = []
+        held_out, grids = [], []
+        while len(steps) < epochs and not has_stopped(curve(self.steps + steps)):
             steps.append(self.trainer.epoch(self.train, progress=self.run.progress))
             held_out.append(self.trainer.held_out(self.test))
             grids.append(self.grid())
