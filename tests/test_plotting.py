@@ -287,6 +287,19 @@ def test_image_grid_holds_the_first_images_in_their_places(rng):
     assert (picture[5] == picture[:, 4][0]).all()  # the lines
 
 
+def test_image_panels_are_grids_with_one_grey_scale(rng):
+    first, last = rng.uniform(-1, 1, (20, 6, 6)), np.tile([[-0.5, 0.5], [0.5, -0.5]], (3, 3))[None]
+    figure = plotting.image_panels({"epoch 1": first, "epoch 2": last[:, None]}, columns=3, side=2)
+    assert [axes.get_title() for axes in figure.axes] == ["epoch 1", "epoch 2"]
+    left, right = (axes.images[0].get_array() for axes in figure.axes)
+    assert left.shape == (2 * 6 + 1, 2 * 6 + 1, 3)
+    wanted = np.rint(255 * np.clip(first[3] + 0.5, 0, 1))  # black and white are those of the last
+    assert np.array_equal(left[7:, 7:, 0], wanted)
+    assert set(np.unique(right[:6, :6])) == {0, 255}
+    flat = plotting.image_panels({"flat": first.reshape(20, 36)}, shape=(4, 9))
+    assert flat.axes[0].images[0].get_array().shape == (4 * 4 + 3, 4 * 9 + 3, 3)
+
+
 def test_flat_images_and_channels_are_the_same_pictures(rng):
     images = rng.random((9, 6, 6))
     grids = [images, images.reshape(9, 36), images[:, None], torch.from_numpy(images)]

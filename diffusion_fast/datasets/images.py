@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from diffusion_fast import _checks
 from diffusion_fast.datasets.dataset import MIN_ROWS, Dataset, sizes
@@ -22,13 +24,18 @@ from diffusion_fast.standardiser import Standardiser
 
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
 N_DIGITS = 1797
+DIGIT_SIDE, MAX_SIDE = 8, 256
+MNIST_ROWS = 60_000, 10_000
+MNIST_HOME = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+MNIST_FROM = f"as from {MNIST_HOME}"
 UNSIGNED_BYTES = 0x08
 
 
-def digits(n_train: int = 1_437, n_test: int = 360, seed: int = 0) -> Dataset:
+def digits(n_train: int = 1_437, n_test: int = 360, seed: int = 0, *, side: int = DIGIT_SIDE) -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels in ten classes; seed says which are held out.
 
-    n_train + n_test: at most 1,797. Pixels in [0, 1], float64; scaled to [-0.5, 0.5].
+    n_train + n_test: at most 1,797. side: from 8 up; images above 8 x 8 are interpolated (bicubic).
+    Pixels in [0, 1], float64; scaled to [-0.5, 0.5].
     """
     from sklearn.datasets import load_digits
 
@@ -38,22 +45,29 @@ def digits(n_train: int = 1_437, n_test: int = 360, seed: int = 0) -> Dataset:
     rng = np.random.default_rng(_checks.seed("seed", seed))
     order = rng.permutation(N_DIGITS)[: n_train + n_test]
     data = load_digits()
-    rows, labels = data.data[order] / 16, data.target[order].astype(np.int64)
+    images, labels = data.images[order] / 16, data.target[order].astype(np.int64)
+    if _checks.integer("side", side, DIGIT_SIDE, MAX_SIDE) > DIGIT_SIDE:
+        larger = F.interpolate(torch.from_numpy(images)[:, None], (side, side), mode="bicubic")
+        images = larger[:, 0].clamp(0, 1).numpy()
+    rows = images.reshape(len(images), -1)
     return _image_set(
-        "digits", (rows[:n_train], rows[n_train:]), (labels[:n_train], labels[n_train:]), (8, 8)
+        "digits", (rows[:n_train], rows[n_train:]), (labels[:n_train], labels[n_train:]), (side, side)
     )
 
 
-def mnist(folder: str | os.PathLike[str]) -> Dataset:
-    """The 60,000 + 10,000 digits of 28 x 28 pixels from the four files of MNIST (LeCun et al. 1998).
+def mnist(folder: str | os.PathLike[str] | None = None) -> Dataset:
+    """The 60,000 + 10,000 digits of 28 x 28 pixels of MNIST (LeCun et al. 1998), from its four files.
 
     folder: has train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
     t10k-labels-idx1-ubyte, each as it is or with .gz. Other sets in these files, such as Fashion-MNIST, are
-    read too, whatever the size of their images. Pixels in [0, 1], float32; scaled to [-0.5, 0.5].
+    read too, whatever the size of their images. None: from openml.org, by scikit-learn, which keeps them for
+    the next time. Pixels in [0, 1], float32; scaled to [-0.5, 0.5].
 
     Raises FileNotFoundError where a file is missing, ValueError where one is damaged or does not fit the
-    others.
+    others, and where nothing comes from openml.org.
     """
+    if folder is None:
+        return _openml_mnist()
     if not isinstance(folder, str | os.PathLike):
         raise _checks.bad_type("folder", folder, "the path of a folder with the four files of MNIST")
     images, labels = [], []
@@ -78,6 +92,23 @@ def mnist(folder: str | os.PathLike[str]) -> Dataset:
     return _image_set("mnist", rows, labels, (height, width))
 
 
+def _openml_mnist() -> Dataset:
+    from sklearn.datasets import fetch_openml
+
+    try:
+        found = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff")
+    except (OSError, ValueError) as error:  # no network, or not what was asked for
+        problem = f"None, but nothing comes from openml.org ({error})"
+        raise ValueError(
+            f"folder: got {problem}; accepted: a folder with its four files, {MNIST_FROM}"
+        ) from error
+    rows = (found.data / 255).astype(np.float32)
+    labels = found.target.astype(np.int64)
+    n_train, n_test = MNIST_ROWS
+    parts = slice(n_train), slice(n_train, n_train + n_test)
+    return _image_set("mnist", [rows[part] for part in parts], [labels[part] for part in parts], (28, 28))
+
+
 def _image_set(
     name: str, rows: Sequence[np.ndarray], labels: Sequence[np.ndarray], shape: tuple[int, int]
 ) -> Dataset:
@@ -93,7 +124,7 @@ def _read_idx(folder: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
     file = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if file is None:
         raise FileNotFoundError(
-            f"folder: got {str(folder)!r} without {name}; accepted: with it, or {name}.gz"
+            f"folder: got {str(folder)!r} without {name}; accepted: with it, or {name}.gz, {MNIST_FROM}"
         )
     content = file.read_bytes()
     if file.suffix == ".gz":
@@ -113,4 +144,4 @@ def _read_idx(folder: Path, name: str, ndim: int) -> tuple[Path, np.ndarray]:
 
 
 def _bad_file(file: Path, got: Any, accepted: str) -> ValueError:
-    return ValueError(f"folder: got {got} in {str(file)!r}; accepted: {accepted}")
+    return ValueError(f"folder: got {got} in {str(file)!r}; accepted: {accepted}; the files {MNIST_FROM}")

@@ -12,7 +12,7 @@ from diffusion_fast.plotting.animation import chain_animation
 from diffusion_fast.plotting.chain import chain_strip
 from diffusion_fast.plotting.curves import loss_curve, schedule_curves
 from diffusion_fast.plotting.fields import field
-from diffusion_fast.plotting.images import image_grid
+from diffusion_fast.plotting.images import image_grid, image_panels
 from diffusion_fast.plotting.pairs import pair_plot
 from diffusion_fast.plotting.panels import sample_panels
 from diffusion_fast.plotting.samples import compare_samples
@@ -23,6 +23,7 @@ __all__ = [
     "compare_samples",
     "field",
     "image_grid",
+    "image_panels",
     "loss_curve",
     "pair_plot",
     "sample_panels",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,35 @@ def image_grid(
         draw_mosaic(axes, part[:shown], n_columns, low, high)
         note = f"{shown:,} of {len(part):,}, black {low:.3g}, white {high:.3g}"
         style.decorate(axes, title=name if data is not None else None, note=note)
+    return figure
+
+
+def image_panels(
+    sets: Mapping[str, Any], *, shape: tuple[int, int] | None = None, columns: int = 4, side: int = 4
+) -> Figure:
+    """Small square grids of images beside each other, each under its name: epochs, solvers, levels of noise.
+
+    Args:
+        sets: name -> images, as image_grid takes them, of one size; the first side x side of each are drawn.
+        shape: (height, width) of flat rows; not needed where the images are square.
+        columns: panels in a row, 1 to 16. side: 1 to 16.
+
+    The grey scale is that of the last set. Raises TypeError or ValueError naming the argument.
+    """
+    if not isinstance(sets, Mapping) or not sets:
+        raise _checks.bad_type("sets", sets, "a dictionary of one or more names with images each")
+    columns = min(_checks.integer("columns", columns, 1, MAX_COLUMNS), len(sets))
+    side = _checks.integer("side", side, 1, MAX_COLUMNS)
+    parts = {name: as_images(f"sets[{name!r}]", part, shape) for name, part in sets.items()}
+    low, high = grey_range("sets", list(parts.values())[-1])
+    rows = -(-len(parts) // columns)
+    figure = style.make_figure(0.3 + 1.7 * columns, 0.2 + 1.95 * rows)
+    panels = np.ravel(figure.subplots(rows, columns))
+    for axes, (name, part) in zip(panels, parts.items(), strict=False):
+        draw_mosaic(axes, part[: side * side], side, low, high)
+        style.decorate(axes, title=name)
+    for axes in panels[len(parts) :]:
+        axes.set_axis_off()
     return figure
 
 
