@@ -1,7 +1,8 @@
-"""The denoisers."""
+"""The denoisers, and energies with their scores."""
 
 from __future__ import annotations
 
+from diffusion_fast.models.energy import EnergyMLP, EnergyScore
 from diffusion_fast.models.mlp import ConditionalMLPDenoiser, MLPDenoiser
 
-__all__ = ["ConditionalMLPDenoiser", "MLPDenoiser"]
+__all__ = ["ConditionalMLPDenoiser", "EnergyMLP", "EnergyScore", "MLPDenoiser"]

@@ -66,7 +66,7 @@ class MLPDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = _checks.integer("dim", dim, 1, MAX_WIDTH)
-        widths = _hidden_widths(hidden)
+        widths = hidden_widths(hidden)
         _checks.choice("activation", activation, ACTIVATIONS)
         _checks.choice("time_embedding", time_embedding, TIME_EMBEDDINGS)
         self.n_steps = _checks.integer("n_steps", n_steps, 1, MAX_STEPS)
@@ -160,7 +160,7 @@ class ConditionalMLPDenoiser(MLPDenoiser):
         self.model[0] = nn.Linear(first.in_features - time_dim + class_dim, first.out_features)
 
 
-def _hidden_widths(hidden: Any) -> list[int]:
+def hidden_widths(hidden: Any) -> list[int]:
     accepted = f"a sequence of 1 to {MAX_HIDDEN} integers from 1 to {MAX_WIDTH}"
     if isinstance(hidden, str) or not isinstance(hidden, Sequence):
         raise _checks.bad_type("hidden", hidden, accepted)
