@@ -14,7 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusion_fast import cuda, datasets, metrics, models, noise, ops, plotting, reference, solvers
+    from diffusion_fast import (
+        baselines,
+        cuda,
+        datasets,
+        metrics,
+        models,
+        noise,
+        ops,
+        plotting,
+        reference,
+        solvers,
+    )
     from diffusion_fast.capture import CaptureError
     from diffusion_fast.checkpoint import Checkpoint, load, save
     from diffusion_fast.cuda import cuda_available
@@ -39,6 +50,7 @@ __all__ = [
     "StepRow",
     "StepTable",
     "TrainingHistory",
+    "baselines",
     "build_info",
     "cuda",
     "cuda_available",
@@ -76,7 +88,10 @@ _HOME = {
     "save": "checkpoint",
     "train": "training",
 }
-_MODULES = {"cuda", "datasets", "metrics", "models", "noise", "ops", "plotting", "reference", "solvers"}
+_MODULES = {
+    *("baselines", "cuda", "datasets", "metrics", "models", "noise", "ops", "plotting", "reference"),
+    "solvers",
+}
 
 
 def __getattr__(name: str) -> Any:

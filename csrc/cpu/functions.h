@@ -119,9 +119,7 @@ DF_INLINE vf gelu_tanh_exp(vf v) {
     return exp(w) * (splat(1.0f) + w_err);
 }
 
-DF_INLINE vf within(float limit, vf x) {
-    return max_keep_nan(splat(-limit), min_keep_nan(splat(limit), x));
-}
+DF_INLINE vf within(float limit, vf x) { return max_keep_nan(splat(-limit), min_keep_nan(splat(limit), x)); }
 DF_INLINE vf gelu_tanh(vf x) { return x / (splat(1.0f) + gelu_tanh_exp(within(12.0f, x))); }
 
 DF_INLINE vf softplus(vf x) { return max_keep_nan(splat(0.0f), x) + log1p_unit(exp(-abs(x))); }

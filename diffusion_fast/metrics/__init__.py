@@ -16,7 +16,7 @@ All take (n, dim) arrays or tensors of finite numbers of magnitude up to 1e30, w
 from __future__ import annotations
 
 from diffusion_fast.metrics.coverage import PrecisionRecall, mode_coverage, precision_recall
-from diffusion_fast.metrics.density import kde_score, kernel_nll
+from diffusion_fast.metrics.density import kde_log_density, kde_score, kernel_nll
 from diffusion_fast.metrics.likelihood import log_density, log_likelihood, variational_bound
 from diffusion_fast.metrics.result import MetricResult
 from diffusion_fast.metrics.transport import emd, emd_sum, energy_distance, sliced_wasserstein
@@ -27,6 +27,7 @@ __all__ = [
     "emd",
     "emd_sum",
     "energy_distance",
+    "kde_log_density",
     "kde_score",
     "kernel_nll",
     "log_density",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_fast import _checks
-from diffusion_fast.models.mlp import ACTIVATIONS, MAX_WIDTH, hidden_widths
+from diffusion_fast.models.mlp import ACTIVATIONS, MAX_WIDTH, hidden_widths, make_layers
 
 aten = torch.ops.aten
 
@@ -48,10 +48,7 @@ class EnergyMLP(nn.Module):
         _checks.choice("activation", activation, ACTIVATIONS)
         self.shape = (self.dim,)
         self.config: dict[str, Any] = {"dim": self.dim, "hidden": widths, "activation": activation}
-        layers: list[nn.Module] = []
-        for n_in, width in zip([self.dim, *widths], widths, strict=False):
-            layers += [nn.Linear(n_in, width), ACTIVATIONS[activation]()]
-        self.net = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+        self.net = make_layers(self.dim, widths, 1, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, dim) floating -> (B,)."""
@@ -64,8 +61,8 @@ class EnergyScore(nn.Module):
     """-dE/dx, the gradient of the log density of exp(-E): a denoiser of prediction_type="score".
 
     The backward pass of the energy's layers written out in torch operations, so that Sampler fuses it and
-    runs whole Langevin chains in one call. It is differentiable itself (by autograd), and equal to what
-    autograd gives for each point alone: that of the sum of E, not of its mean.
+    runs whole Langevin chains in one call. It equals what autograd gives for each point alone: the gradient
+    of the sum of E, not of its mean. For sampling: not all of it can be differentiated again.
 
     Args:
         energy: an EnergyMLP, or an nn.Sequential that ends in a Linear with one output; the layers are
@@ -77,14 +74,17 @@ class EnergyScore(nn.Module):
 
     def __init__(self, energy: EnergyMLP | nn.Sequential) -> None:
         super().__init__()
-        accepted = "an EnergyMLP or an nn.Sequential of Linear layers and activations in turn, Linear(n, 1) last"
+        accepted = (
+            "an EnergyMLP or an nn.Sequential of Linear layers and activations in turn, Linear(n, 1) last"
+        )
         if not isinstance(energy, (EnergyMLP, nn.Sequential)):
             raise _checks.bad_type("energy", energy, accepted)
         self.net = energy.net if isinstance(energy, EnergyMLP) else energy
-        linear, between = self.net[::2], self.net[1::2]
-        good = len(self.net) % 2 == 1 and all(type(layer) is nn.Linear for layer in linear)
+        layers = list(self.net)
+        linear, between = layers[::2], layers[1::2]
+        good = len(layers) % 2 == 1 and all(type(layer) is nn.Linear for layer in linear)
         if not good or any(type(layer) not in BACKWARD for layer in between):
-            raise _checks.bad_value("energy", [type(layer).__name__ for layer in self.net], accepted)
+            raise _checks.bad_value("energy", [type(layer).__name__ for layer in layers], accepted)
         if linear[-1].out_features != 1:
             raise _checks.bad_value("energy", f"{linear[-1].out_features} outputs", accepted)
         self.dim = int(linear[0].in_features)
@@ -94,8 +94,9 @@ class EnergyScore(nn.Module):
         """x (B, dim) floating -> (B, dim); t is not read."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise _checks.bad_value("x", x, f"a (batch, {self.dim}) tensor")
-        *linear, last = self.net[::2]
-        activations = self.net[1::2]
+        layers = list(self.net)
+        *linear, last = layers[::2]
+        activations = layers[1::2]
         before, h = [], x
         for i, layer in enumerate(linear):
             before.append(layer(h))

@@ -90,11 +90,7 @@ class MLPDenoiser(nn.Module):
         if self.n_classes is not None:
             self.class_embed: nn.Embedding | nn.Linear = nn.Embedding(self.n_classes + 1, time_dim)
             n_in += time_dim
-        layers: list[nn.Module] = []
-        for width in widths:
-            layers += [nn.Linear(n_in, width), ACTIVATIONS[activation]()]
-            n_in = width
-        self.model = nn.Sequential(*layers, nn.Linear(n_in, self.dim))
+        self.model = make_layers(n_in, widths, self.dim, activation)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x (B, dim) floating, t (B,) integer in [0, n_steps), y (B,) integer in [0, n_classes] -> (B, dim).
@@ -158,6 +154,15 @@ class ConditionalMLPDenoiser(MLPDenoiser):
         first = self.model[0]
         assert isinstance(first, nn.Linear)
         self.model[0] = nn.Linear(first.in_features - time_dim + class_dim, first.out_features)
+
+
+def make_layers(n_in: int, widths: Sequence[int], n_out: int, activation: str) -> nn.Sequential:
+    """Linear - activation - ... -> Linear(n_out)."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(n_in, width), ACTIVATIONS[activation]()]
+        n_in = width
+    return nn.Sequential(*layers, nn.Linear(n_in, n_out))
 
 
 def hidden_widths(hidden: Any) -> list[int]:
