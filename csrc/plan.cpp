@@ -174,9 +174,14 @@ void check_op(const Plan& p, const TileOp& op, Values& values) {
             function_below(uint32_t(TableFunction::kCount));
             break;
         case OpKind::kMap:
+            extra = true;
             values.read(op.src, op.n_in);
-            require(op.n_in == op.n_out, "an op's widths differ from its values'");
+            require(op.extra <= 1 && op.n_out == (op.extra ? 2 * op.n_in : op.n_in),
+                    "an op's widths differ from its values'");
             function_below(uint32_t(Function::kCount));
+            require(!op.extra || (op.function >= uint32_t(Function::kRelu) &&
+                                  op.function <= uint32_t(Function::kMish)),
+                    "an op's function has no slope");
             break;
         case OpKind::kBinary:
             extra = true;

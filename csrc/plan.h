@@ -60,7 +60,7 @@ enum Terms : uint32_t {
 enum class OpKind : uint32_t {
     kLinear = 1,  // y[j] = f(init_j + sum_k w[j][k] x[k]), init_j plus a value's feature j where one is named
     kTable,       // y[j] = init_j, or of a joint table class_table[row.table * n_classes + label][j]
-    kMap,         // y[j] = f(x[j])
+    kMap,         // y[j] = f(x[j]); with its slope, y[n_in + j] = f'(x[j]) too
     kBinary,      // y[j] = x[j] o x2[j]
     kNorm,        // y = norm of each group of neighbouring features, times w, plus bias, where present
     kReduce,      // y[g] = sum or mean of group g
@@ -92,6 +92,15 @@ enum class Function : uint32_t {
     kClampMax,
     kAddConst,
     kMulConst,
+    kReluSlope,  // the derivatives of the activations, softplus' being kSigmoid
+    kLeakyReluSlope,
+    kEluSlope,
+    kTanhSlope,
+    kSigmoidSlope,
+    kSiluSlope,
+    kGeluSlope,
+    kGeluTanhSlope,
+    kMishSlope,
     kCount
 };
 enum class TableFunction : uint32_t { kSum = 0, kJoint, kCount };
@@ -112,7 +121,7 @@ struct TileOp {
     uint32_t kind, function, src, dst, n_in, n_out;
     float param;
     uint32_t extra;  // kLinear: the value added, 0 for none. kBinary: x2. kNorm, kReduce: how many groups.
-                     // kGather: offset. else 0
+                     // kGather: offset. kMap: 1 for an activation with its slope. else 0
     // Offsets in floats into the blob, -1 = absent. weight: kLinear (n_out, n_in), kNorm (n_out), kGather
     // (n_in) indices, whole numbers
     int64_t weight, bias, step_table, class_table;

@@ -14,7 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusion_fast import cuda, datasets, metrics, models, noise, ops, plotting, reference, solvers
+    from diffusion_fast import (
+        baselines,
+        cuda,
+        datasets,
+        metrics,
+        models,
+        noise,
+        ops,
+        plotting,
+        reference,
+        solvers,
+    )
     from diffusion_fast.capture import CaptureError
     from diffusion_fast.checkpoint import Checkpoint, load, save
     from diffusion_fast.classifier import ClassifierDDPM
@@ -47,6 +58,7 @@ __all__ = [
     "StepTable",
     "TrainingHistory",
     "Verification",
+    "baselines",
     "build_info",
     "cuda",
     "cuda_available",
@@ -93,7 +105,10 @@ _HOME = {
     "train": "training",
     "verify": "long_runs",
 }
-_MODULES = {"cuda", "datasets", "metrics", "models", "noise", "ops", "plotting", "reference", "solvers"}
+_MODULES = {
+    *("baselines", "cuda", "datasets", "metrics", "models", "noise", "ops", "plotting", "reference"),
+    "solvers",
+}
 
 
 def __getattr__(name: str) -> Any:

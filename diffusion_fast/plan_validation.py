@@ -20,6 +20,7 @@ from diffusion_fast.tile_ops import (
     OP_NORM,
     OP_REDUCE,
     OP_TABLE,
+    SLOPES,
     Array,
 )
 
@@ -177,9 +178,12 @@ def _check_op(plan: Plan, at: str, op: dict[str, Any], widths: list[int], filled
     elif kind == OP_LINEAR and extra:
         read("extra", extra, n_out, "n_out, with extra")
         require(op["class_table"] == -1, at + "class_table", op["class_table"], "-1 beside an addend")
+    elif kind == OP_MAP:
+        sloped = extra == 0 or (extra == 1 and names[op["function"]] in SLOPES)
+        require(sloped, at + "extra", extra, "0, or 1 for an activation with its slope")
     elif kind != OP_GATHER:
         require(extra == 0, at + "extra", extra, "0")
-    made = {OP_MAP: n_in, OP_BINARY: n_in, OP_NORM: n_in, OP_REDUCE: extra}.get(kind, n_out)
+    made = {OP_MAP: n_in * (1 + extra), OP_BINARY: n_in, OP_NORM: n_in, OP_REDUCE: extra}.get(kind, n_out)
     offset, count = (extra, n_in) if kind == OP_GATHER else (0, n_out)
     require(dst < len(widths), at + "dst", dst, f"0 to {len(widths) - 1}")
     accepted = "a value not written before, or the next part of one"

@@ -20,7 +20,17 @@ from diffusion_fast import _checks
 from diffusion_fast import noise as noise_stream
 from diffusion_fast.plan import Plan, TileProgram
 from diffusion_fast.solvers.table import COEFFICIENTS, EVAL, PUSH, TERM_BITS, StepRow
-from diffusion_fast.tile_ops import BinaryOp, GatherOp, LinearOp, MapOp, NormOp, Op, ReduceOp, TableOp
+from diffusion_fast.tile_ops import (
+    SLOPES,
+    BinaryOp,
+    GatherOp,
+    LinearOp,
+    MapOp,
+    NormOp,
+    Op,
+    ReduceOp,
+    TableOp,
+)
 
 # function(value, parameter), by the names of tile_ops.FUNCTIONS.
 FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -47,7 +57,38 @@ FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "clamp_max": lambda v, high: torch.clamp(v, max=high),
     "add": lambda v, c: v + c,
     "mul": lambda v, c: v * c,
+    "relu_slope": lambda v, _: (v > 0).to(v.dtype),
+    "leaky_relu_slope": lambda v, slope: torch.where(v > 0, 1.0, slope).to(v.dtype),
+    "elu_slope": lambda v, alpha: torch.where(v > 0, 1.0, alpha * torch.exp(v)),
+    "tanh_slope": lambda v, _: 1 - torch.tanh(v).square(),
+    "sigmoid_slope": lambda v, _: torch.sigmoid(v) * torch.sigmoid(-v),
+    "silu_slope": lambda v, _: torch.sigmoid(v) * (1 + v * torch.sigmoid(-v)),
+    "gelu_slope": lambda v, _: _gelu_slope(v),
+    "gelu_tanh_slope": lambda v, _: _gelu_tanh_slope(v),
+    "mish_slope": lambda v, _: _mish_slope(v),
 }
+
+
+def _gelu_slope(v: Tensor) -> Tensor:
+    """Phi(v) + v phi(v)"""
+    density = torch.exp(-v.square() / 2) / math.sqrt(2 * math.pi)
+    return torch.special.ndtr(v) + v * density
+
+
+def _gelu_tanh_slope(v: Tensor) -> Tensor:
+    """s + v s (1 - s) 2 u', s = sigmoid(2 u), u = sqrt(2 / pi) (v + 0.044715 v^3)"""
+    scale = 2 * math.sqrt(2 / math.pi)
+    twice_u = scale * (v + 0.044715 * v**3)
+    s = torch.sigmoid(twice_u)
+    return s + v * s * torch.sigmoid(-twice_u) * scale * (1 + 3 * 0.044715 * v.square())
+
+
+def _mish_slope(v: Tensor) -> Tensor:
+    """t + v sigmoid(v) (1 - t^2), t = tanh(softplus(v))"""
+    t = torch.tanh(nnf.softplus(v))
+    return t + v * torch.sigmoid(v) * (1 - t.square())
+
+
 BINARY_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
     "sub": torch.sub,
@@ -176,7 +217,8 @@ def _init(
 
 def _other_op(op: Op, values: dict[int, Tensor]) -> Tensor:
     if isinstance(op, MapOp):
-        return FUNCTIONS[op.function](values[op.src], op.param)
+        names = (op.function, SLOPES[op.function]) if op.with_slope else (op.function,)
+        return torch.cat([FUNCTIONS[name](values[op.src], op.param) for name in names], dim=1)
     if isinstance(op, BinaryOp):
         return BINARY_FUNCTIONS[op.function](values[op.src], values[op.src2])
     assert isinstance(op, NormOp | ReduceOp)

@@ -31,6 +31,9 @@ ACTIVATIONS = [
     "softplus",
     "mish",
 ]
+# The derivative of each activation, with the parameter of its activation.
+SLOPES = {name: f"{name}_slope" for name in ACTIVATIONS if name not in ("identity", "softplus")}
+SLOPES["softplus"] = "sigmoid"
 # What else modules do to single features; pow, clamp_min, clamp_max, add and mul have a parameter.
 FUNCTIONS = [
     *ACTIVATIONS,
@@ -46,6 +49,7 @@ FUNCTIONS = [
     "clamp_max",
     "add",
     "mul",
+    *(slope for slope in SLOPES.values() if slope not in ACTIVATIONS),
 ]
 BINARY_FUNCTIONS = ["add", "sub", "mul", "div"]
 NORM_FUNCTIONS = ["layer_norm", "rms_norm", "softmax"]
@@ -87,12 +91,14 @@ class TableOp:
 
 @dataclass(frozen=True, eq=False)
 class MapOp:
-    """value[dst] = function(value[src], param), feature by feature."""
+    """value[dst] = function(value[src], param), feature by feature; with_slope: and behind these features as
+    many of its derivative, SLOPES[function]."""
 
     src: int
     dst: int
     function: str
     param: float = 0.0
+    with_slope: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +201,7 @@ def width_of(op: Op, widths: dict[int, int]) -> int:
         return op.groups
     if isinstance(op, GatherOp):
         return max(widths.get(op.dst, 0), op.offset + len(op.index))
-    return widths[op.src]
+    return widths[op.src] * (2 if isinstance(op, MapOp) and op.with_slope else 1)
 
 
 def encode(op: Op, widths: dict[int, int], place: Callable[[Array | None], int]) -> tuple[Any, ...]:
@@ -212,8 +218,8 @@ def encode(op: Op, widths: dict[int, int], place: Callable[[Array | None], int])
         tables = (op.bias, op.step_table, op.class_table)
         return (OP_TABLE, 0, 0, op.dst, 0, n_out, 0.0, 0, -1, *map(place, tables))
     if isinstance(op, MapOp):
-        code = FUNCTIONS.index(op.function)
-        return (OP_MAP, code, op.src, op.dst, n_out, n_out, op.param, 0, -1, -1, -1, -1)
+        code, n_in = FUNCTIONS.index(op.function), widths[op.src]
+        return (OP_MAP, code, op.src, op.dst, n_in, n_out, op.param, int(op.with_slope), -1, -1, -1, -1)
     if isinstance(op, BinaryOp):
         code = BINARY_FUNCTIONS.index(op.function)
         return (OP_BINARY, code, op.src, op.dst, n_out, n_out, 0.0, op.src2, -1, -1, -1, -1)
@@ -241,7 +247,7 @@ def decode(row: tuple[Any, ...], n_tables: int, n_classes: int, view: Callable[.
     if kind == OP_TABLE:
         return TableOp(dst, *tables)
     if kind == OP_MAP:
-        return MapOp(src, dst, FUNCTIONS[code], param)
+        return MapOp(src, dst, FUNCTIONS[code], param, bool(extra))
     if kind == OP_BINARY:
         return BinaryOp(src, extra, dst, BINARY_FUNCTIONS[code])
     if kind == OP_NORM:

@@ -8,6 +8,7 @@ from nets import random_table
 from diffusion_fast.plan import Plan, TileProgram, build_plan
 from diffusion_fast.tile_ops import (
     ACTIVATIONS,
+    SLOPES,
     BinaryOp,
     GatherOp,
     LinearOp,
@@ -80,7 +81,10 @@ class Graph:
         if kind <= 1:
             return self.linear(src, int(rng.integers(1, 40)), str(rng.choice(ACTIVATIONS[1:3])))
         if kind == 2:
-            return self.map(src, str(rng.choice([*ACTIVATIONS, "sin", "cos", "abs"])), 0.7)
+            name = str(rng.choice([*ACTIVATIONS, "sin", "cos", "abs", *SLOPES.values()]))
+            if name in SLOPES and src % 2:
+                return self.add(MapOp(src, self.next, name, 0.7, with_slope=True), 2 * n)
+            return self.map(src, name, 0.7)
         if kind == 3:
             return self.map(self.positive(src), str(rng.choice(["log", "sqrt", "reciprocal"])))
         if kind == 4:

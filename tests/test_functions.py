@@ -1,6 +1,6 @@
 """sin, cos, log, pow and the other functions of single features: within a few ulp of the exact value.
 
-The activations are in test_activations.py.
+The activations are in test_activations.py, their slopes in test_energy.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffusion_fast import _cpu, reference
-from diffusion_fast.tile_ops import ACTIVATIONS, FUNCTIONS
+from diffusion_fast.tile_ops import ACTIVATIONS, FUNCTIONS, SLOPES
 
 ISAS = _cpu.isas()
 RNG = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def exact(name: str, param: float, x: np.ndarray) -> np.ndarray:
 
 
 def test_every_function_is_here() -> None:
-    assert {*CASES, *ACTIVATIONS} == set(FUNCTIONS)
+    assert {*CASES, *ACTIVATIONS, *SLOPES.values()} == set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", CASES)

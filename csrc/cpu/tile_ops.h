@@ -16,6 +16,20 @@ DF_INLINE void norm_or_reduce(const PackedOp& op, const Group& g, int group, con
     g.put(y, 0, reduce(ReduceFunction(op.function), g, x));
 }
 
+// f of all features, then f' of all
+template <int S>
+DF_INLINE void map_with_slope(const PackedOp& op, const float* x, float* y) {
+    const auto function = Function(op.function);
+    float* slope = y + op.n_in * S;
+    if constexpr (S == 1) {  // whole vectors of f reach into f', which is written over them
+        const int count = (op.n_in + W - 1) / W * W;
+        apply(function, op.param, x, y, count);
+        apply(slope_of(function), op.param, x, slope, count);
+    } else {
+        apply_with_slope(function, op.param, x, y, slope, op.n_in * S);
+    }
+}
+
 // ---- any op but linear and table: slots[...] in the layout of S lanes, S = 1 for a single sample
 
 template <int S>
@@ -24,6 +38,7 @@ static __attribute__((noinline)) void other_op(const PackedOp& op, const float* 
     const int floats = S == 1 ? op.n_out_padded : op.n_out * S;
     switch (op.kind) {
         case OpKind::kMap:
+            if (op.extra) return map_with_slope<S>(op, x, y);
             return apply(Function(op.function), op.param, x, y, floats);
         case OpKind::kBinary:
             return with_binary(BinaryFunction(op.function), [=](auto f) {

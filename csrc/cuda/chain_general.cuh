@@ -171,9 +171,12 @@ struct Tile {
             case OpKind::kTable:
                 return table_op(op, branch, table);
             case OpKind::kMap: {
-                const int from = int(threadIdx.x);
-                return apply_strided(Function(op.function), op.param, x + from, y + from, op.n_out * S - from,
-                                     int(blockDim.x));
+                const int from = int(threadIdx.x), count = op.n_in * S - from, threads = int(blockDim.x);
+                const auto function = Function(op.function);
+                apply_strided(function, op.param, x + from, y + from, count, threads);
+                if (!op.groups) return;
+                return apply_strided(slope_of(function), op.param, x + from, y + op.n_in * S + from, count,
+                                     threads);
             }
             case OpKind::kBinary: {
                 const float* x2 = at(op.extra[branch]);

@@ -30,7 +30,8 @@ def line_of(op: Op, widths: Sequence[int], folded: int = 0) -> str:
     if isinstance(op, TableOp):
         return f"{op.dst}: " + ", ".join(_tables(op) or ["constants"]) + f" of {width}"
     if isinstance(op, MapOp):
-        return f"{op.dst}: {op.function} of value {op.src}" + (f", {op.param:g}" if op.param else "")
+        slope = " and its slope" if op.with_slope else ""
+        return f"{op.dst}: {op.function}{slope} of value {op.src}" + (f", {op.param:g}" if op.param else "")
     if isinstance(op, BinaryOp):
         return f"{op.dst}: value {op.src} {_SIGNS[op.function]} value {op.src2}, {width} features"
     if isinstance(op, NormOp):

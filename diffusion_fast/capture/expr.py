@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from diffusion_fast.capture.graph import CaptureError
 from diffusion_fast.reference import FUNCTIONS
-from diffusion_fast.tile_ops import Array
+from diffusion_fast.tile_ops import SLOPES, Array
 
 _serial = itertools.count()
 
@@ -183,6 +183,29 @@ class Joint(Expr):
     root: fx.Node
     upto: fx.Node
     inner: Expr | CaptureError
+
+
+def reachable(out: Expr) -> list[Expr]:
+    """out and what it is made of, operands first; the input always, for it is value 0."""
+    found, open_ = {out.serial: out}, [out]
+    while open_:
+        for source in open_.pop().sources:
+            if source.serial not in found:
+                found[source.serial] = source
+                open_.append(source)
+    return [found[serial] for serial in sorted(found)]
+
+
+def slope_pairs(order: list[Expr]) -> dict[int, Map]:
+    """For every map that has its slope, or is it, of the same features: the map of both, twice as wide."""
+    maps = {(expr.src.serial, expr.function, expr.param): expr for expr in order if isinstance(expr, Map)}
+    found: dict[int, Map] = {}
+    for (src, function, param), expr in maps.items():
+        slope = maps.get((src, SLOPES.get(function, ""), param))
+        if slope is not None:
+            both = Map(width=2 * expr.width, place=expr.place, src=expr.src, function=function, param=param)
+            found |= {expr.serial: both, slope.serial: both}
+    return found
 
 
 class Builder:

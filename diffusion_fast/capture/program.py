@@ -16,7 +16,20 @@ import torch
 from torch import Tensor
 
 from diffusion_fast.capture.explain import line_of
-from diffusion_fast.capture.expr import Binary, Context, Expr, Gather, Input, Linear, Map, Norm, Reduce, Table
+from diffusion_fast.capture.expr import (
+    Binary,
+    Context,
+    Expr,
+    Gather,
+    Input,
+    Linear,
+    Map,
+    Norm,
+    Reduce,
+    Table,
+    reachable,
+    slope_pairs,
+)
 from diffusion_fast.capture.graph import CaptureError
 from diffusion_fast.plan_validation import MAX_OPS, MAX_WIDTH
 from diffusion_fast.tile_ops import (
@@ -93,9 +106,10 @@ class Program:
         self._constant: dict[int, bool] = {}
         self.pending: dict[int, Pending] = {}
         self.gathered: dict[object, int] = {}
-        order = _reachable(self.out)
+        order = reachable(self.out)
         self.uses = Counter(source.serial for expr in order for source in expr.sources)
         self.uses[self.out.serial] += 1
+        self.pairs = slope_pairs(order)
         for expr in order:
             self.place = expr.place
             self.pending[expr.serial] = self._pend(expr)
@@ -194,12 +208,23 @@ class Program:
         return self._gather([(source, index) for source, index, _ in parts]), weight
 
     def _map(self, expr: Map) -> Pending:
+        if expr.serial in self.pairs:
+            return self._of_pair(expr)
         before = self._only_reader(expr.src)
         if isinstance(before, Layer) and before.open:
             before.activation, before.param = expr.function, expr.param
             return before
         op = MapOp(self.read(expr.src), len(self.widths), expr.function, expr.param)
         return self._emit(op, expr.width)
+
+    def _of_pair(self, expr: Map) -> Pending:
+        """Half of what one operation makes of an activation and its slope, which share their costly part."""
+        both = self.pairs[expr.serial]
+        if both.serial not in self.pending:
+            op = MapOp(self.read(both.src), len(self.widths), both.function, both.param, with_slope=True)
+            self.pending[both.serial] = self._emit(op, both.width)
+        first = 0 if expr.function == both.function else expr.width
+        return Gather(width=expr.width, parts=((both, np.arange(first, first + expr.width)),))
 
     def _scale(self, src: Expr, table: Table) -> Pending | None:
         factor = table.constant
@@ -383,17 +408,6 @@ class Program:
                 self.once.add(op.dst)
         self.explain.append(line_of(op, self.widths, folded))
         return op.dst
-
-
-def _reachable(out: Expr) -> list[Expr]:
-    """out and what it is made of, operands first; the input always, for it is value 0."""
-    found, open_ = {out.serial: out}, [out]
-    while open_:
-        for source in open_.pop().sources:
-            if source.serial not in found:
-                found[source.serial] = source
-                open_.append(source)
-    return [found[serial] for serial in sorted(found)]
 
 
 def _foldable(shift: Table) -> bool:

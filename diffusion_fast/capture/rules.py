@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from diffusion_fast.capture.expr import Expr, Table
-from diffusion_fast.capture.graph import activation_of, argument, number, refusal, tail_of
+from diffusion_fast.capture.expr import Expr, Map, Table
+from diffusion_fast.capture.graph import activation_of, argument, number, operands, refusal, tail_of
 from diffusion_fast.capture.rules_norm import NORM_RULES
+from diffusion_fast.tile_ops import SLOPES
 
 if TYPE_CHECKING:
     from diffusion_fast.capture.lowering import Lowering
@@ -257,6 +258,25 @@ def power(low: Lowering, node: fx.Node) -> Expr | None:
     return small[c]() if c in small else build.map(x, "pow", c)
 
 
+def backward(name: str) -> Rule:
+    """grad f'(z), the backward operation of the activation `name`: of (grad, z), or (grad, f(z))."""
+
+    def rule(low: Lowering, node: fx.Node) -> Expr | None:
+        found = activation_of(node, name)
+        of_result = argument(node, "self_is_result", False) or argument(node, "is_result", False)
+        if found is None or of_result or (name == "relu" and number(node, "threshold", 0) != 0):
+            return None
+        tail = tuple(tail_of(node))
+        grad, z = (low.read(operand, tail, node) for operand, _ in operands(node))
+        if name in ("tanh", "sigmoid"):  # these give f(z)
+            if not isinstance(z, Map) or z.function != name:
+                return None
+            z = z.src
+        return low.build.mul(grad, low.build.map(z, SLOPES[found[0]], found[1]))
+
+    return rule
+
+
 # ---- gated units, writes
 
 
@@ -338,6 +358,11 @@ RULES: dict[str, Rule] = {
     "minimum": extremum("clamp_max"),
     **{name: activation(name) for name in ("relu", "tanh", "sigmoid", "silu", "mish", "leaky_relu", "gelu")},
     **{name: function(name) for name in ("sin", "cos", "exp", "log", "sqrt", "abs", "reciprocal")},
+    **{
+        f"{name}_backward": backward(name)
+        for name in ("tanh", "sigmoid", "silu", "mish", "leaky_relu", "gelu", "softplus", "elu")
+    },
+    "threshold_backward": backward("relu"),
     "softplus": softplus,
     "elu": elu,
     "celu": celu,

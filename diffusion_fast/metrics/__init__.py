@@ -18,7 +18,7 @@ mask.
 from __future__ import annotations
 
 from diffusion_fast.metrics.coverage import PrecisionRecall, mode_coverage, precision_recall
-from diffusion_fast.metrics.density import kde_score, kernel_nll
+from diffusion_fast.metrics.density import kde_log_density, kde_score, kernel_nll
 from diffusion_fast.metrics.frechet import frechet_distance
 from diffusion_fast.metrics.image_fidelity import (
     ImageClassifier,
@@ -42,6 +42,7 @@ __all__ = [
     "energy_distance",
     "frechet_distance",
     "image_fidelity",
+    "kde_log_density",
     "kde_score",
     "kernel_nll",
     "log_density",

@@ -56,16 +56,28 @@ def kde_score(x: Any, data: Any) -> MetricResult:
     Raises TypeError or ValueError naming the argument.
     """
     a, b = pair(x, data, "x", "data")
+    u, v, normalizer = _kernel_coordinates(a, b)
+    scores = _log_kernel_sums(u, v, 0.5).numpy() - (normalizer + math.log(len(b)))
+    real = _log_kernel_sums(v, v, 0.5, leave_out=True).numpy() - (normalizer + math.log(len(b) - 1))
+    spread = standard_error(scores)
+    return MetricResult(float(scores.mean()), float(real.mean()), spread, (len(a), len(b)))
+
+
+def kde_log_density(x: Any, data: Any) -> np.ndarray:
+    """The log density of each row of x, (n_x,) float64, whose mean is `kde_score`; arguments as there."""
+    a, b = pair(x, data, "x", "data")
+    u, v, normalizer = _kernel_coordinates(a, b)
+    log_density: np.ndarray = _log_kernel_sums(u, v, 0.5).numpy() - (normalizer + math.log(len(b)))
+    return log_density
+
+
+def _kernel_coordinates(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor, float]:
+    """a and b in coordinates where every kernel is exp(-|u - v|^2 / 2), and the log of its normalizer."""
     n, dim = b.shape
     factor = _cholesky(b) * n ** (-1 / (dim + 4))
     center = b.mean(axis=0, dtype=np.float64)
-    # In these coordinates every kernel is exp(-|u - v|^2 / 2).
     u, v = (torch.from_numpy(np.linalg.solve(factor, (rows - center).T).T) for rows in (a, b))
-    normalizer = float(np.log(np.diag(factor)).sum()) + 0.5 * dim * math.log(2 * math.pi)
-    scores = _log_kernel_sums(u, v, 0.5).numpy() - (normalizer + math.log(n))
-    real = _log_kernel_sums(v, v, 0.5, leave_out=True).numpy() - (normalizer + math.log(n - 1))
-    spread = standard_error(scores)
-    return MetricResult(float(scores.mean()), float(real.mean()), spread, (len(a), n))
+    return u, v, float(np.log(np.diag(factor)).sum()) + 0.5 * dim * math.log(2 * math.pi)
 
 
 def _cholesky(data: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ class MLPDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = _checks.integer("dim", dim, 1, MAX_WIDTH)
-        widths = _hidden_widths(hidden)
+        widths = hidden_widths(hidden)
         _checks.choice("activation", activation, ACTIVATIONS)
         _checks.choice("time_embedding", time_embedding, TIME_EMBEDDINGS)
         self.n_steps = _checks.integer("n_steps", n_steps, 1, MAX_STEPS)
@@ -90,11 +90,7 @@ class MLPDenoiser(nn.Module):
         if self.n_classes is not None:
             self.class_embed: nn.Embedding | nn.Linear = nn.Embedding(self.n_classes + 1, time_dim)
             n_in += time_dim
-        layers: list[nn.Module] = []
-        for width in widths:
-            layers += [nn.Linear(n_in, width), ACTIVATIONS[activation]()]
-            n_in = width
-        self.model = nn.Sequential(*layers, nn.Linear(n_in, self.dim))
+        self.model = make_layers(n_in, widths, self.dim, activation)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x (B, dim) floating, t (B,) integer in [0, n_steps), y (B,) integer in [0, n_classes] -> (B, dim).
@@ -160,7 +156,16 @@ class ConditionalMLPDenoiser(MLPDenoiser):
         self.model[0] = nn.Linear(first.in_features - time_dim + class_dim, first.out_features)
 
 
-def _hidden_widths(hidden: Any) -> list[int]:
+def make_layers(n_in: int, widths: Sequence[int], n_out: int, activation: str) -> nn.Sequential:
+    """Linear - activation - ... -> Linear(n_out)."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(n_in, width), ACTIVATIONS[activation]()]
+        n_in = width
+    return nn.Sequential(*layers, nn.Linear(n_in, n_out))
+
+
+def hidden_widths(hidden: Any) -> list[int]:
     accepted = f"a sequence of 1 to {MAX_HIDDEN} integers from 1 to {MAX_WIDTH}"
     if isinstance(hidden, str) or not isinstance(hidden, Sequence):
         raise _checks.bad_type("hidden", hidden, accepted)
