@@ -123,28 +123,31 @@ class Network:
     shape: tuple[int, ...]
     guided: bool
 
-    def evaluate(self, row: StepRow, u: Tensor, call: Call) -> tuple[Tensor | None, dict[str, Any]]:
+    def evaluate(self, row: StepRow, x: Tensor, call: Call) -> tuple[Tensor | None, dict[str, Any]]:
         """The module's output for a row and, with guidance, that for the null class and context."""
         if not row.eval:
             return None, {}
-        t = self.times[row.table].expand(len(u))
-        how = self.conditions.call
-        labels = (
-            None
-            if call.labels is None
-            else torch.as_tensor(call.labels, device=u.device).long().expand(len(u))
-        )
-        context = None if call.context is None else call.context.expand(len(u), -1)
-        F = _like(u, how(self.model, u, t, labels, context))
+        labels, context = call.labels, call.context
+        F = self._output(row, x, labels, context)
         if not self.guided or row.guidance == 1:
             return F, {}
         if self.conditions.null_class is not None:
-            labels = torch.full((len(u),), self.conditions.null_class, device=u.device)
+            labels = self.conditions.null_class
         if self.conditions.null_context is not None:
-            context = self.conditions.null_context.to(u.device).expand(len(u), -1)
+            context = self.conditions.null_context[None].to(x.device)
         scale = row.guidance if call.guidance is None else call.guidance
-        unconditional = _like(u, how(self.model, u, t, labels, context))
-        return F, {"uncond_output": unconditional, "guidance_scale": scale}
+        return F, {"uncond_output": self._output(row, x, labels, context), "guidance_scale": scale}
+
+    def _output(self, row: StepRow, x: Tensor, labels: Tensor | int | None, context: Tensor | None) -> Tensor:
+        """The arguments are copies, for a module may write to them: the next call has to find them as they
+        were."""
+        n = len(x)
+        u, t = row.c_in * x, self.times[row.table].repeat(n)
+        if labels is not None:
+            labels = torch.as_tensor(labels, device=x.device).to(torch.int64).expand(n).clone()
+        if context is not None:
+            context = context.expand(n, -1).clone()
+        return _like(u, self.conditions.call(self.model, u, t, labels, context))
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ def _chain(
         source: dict[str, Any] = {"seed": call.seed} if call.noise is None else {"noise": call.noise[i]}
         if fixed is not None and row.eval:
             x = fixed.at_level(x, row.signal, row.noise, call.seed, i, call.start)
-        F, guided = network.evaluate(row, row.c_in * x, call)
+        F, guided = network.evaluate(row, x, call)
         x = step(x, F, row, step=i, start=call.start, history=history, **source, **guided)
         if fixed is not None and i + 1 == len(table):
             x = fixed.exact(x)

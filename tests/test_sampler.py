@@ -212,6 +212,37 @@ def test_what_cannot_be_fused_runs_in_torch_with_the_fused_step(name: str) -> No
     assert torch.equal(again.sample(37, seed=6, start=4, **call_time), got[-1])
 
 
+class Writes(nn.Module):
+    """Computes the same with and without writing to the argument that it is told to write to."""
+
+    def __init__(self, written: str) -> None:
+        super().__init__()
+        self.written = written
+        self.net, self.label = WithCumsum(), nn.Embedding(4, 2)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, context: Tensor) -> Tensor:
+        given = {"x": x, "t": t, "y": y, "context": context}
+        x, t, y, context = (v if name == self.written else v.clone() for name, v in given.items())
+        x.mul_(0.5), t.add_(3), y.bitwise_xor_(1), context.add_(0.25)
+        return self.net(x + context + self.label(y), t)
+
+
+@pytest.mark.parametrize("written", ["x", "t", "y", "context"])
+def test_what_a_module_writes_to_its_arguments_changes_no_other_call(written: str) -> None:
+    options = {"shape": 2, "n_classes": 3, "context_shape": 2, "null_context": 0.0, "guidance_scale": 2.0}
+    modules = Writes(written).eval(), Writes("").eval()
+    modules[1].load_state_dict(modules[0].state_dict())
+    writes, clean = (df.Sampler(module, SCHEDULE, steps=4, **options) for module in modules)
+    assert f"writes to its argument {written}" in writes.explain()
+    for n in (1, 5):
+        context = torch.ones(n, 2)
+        for labels, given in ((2, context), (torch.full((n,), 2), context[0])):
+            want = clean.sample(n, labels=labels, context=given)
+            for _ in range(2):
+                assert torch.equal(writes.sample(n, labels=labels, context=given), want)
+        assert torch.equal(context, torch.ones(n, 2))
+
+
 def test_explain_of_a_fused_model(conditional: df.Sampler) -> None:
     text = conditional.explain()
     for part in ("native", "ddpm", "step table", "class", "silu", "MLPDenoiser"):
