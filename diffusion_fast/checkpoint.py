@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffusion_fast import _checks, _schema
 from diffusion_fast._files import replacing
-from diffusion_fast.models import CNNDenoiser, ConditionalMLPDenoiser, MLPDenoiser
+from diffusion_fast.models import ConditionalMLPDenoiser, MLPDenoiser
 from diffusion_fast.sampler import Sampler
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.standardiser import Standardiser
@@ -53,9 +53,7 @@ SCHEMA: dict[str, Any] = {
         "metadata": {"type": "object"},
     },
 }
-Denoiser = MLPDenoiser | CNNDenoiser
-MODEL_CLASSES: dict[str, type[Denoiser]] = {
-    "CNNDenoiser": CNNDenoiser,
+MODEL_CLASSES: dict[str, type[MLPDenoiser]] = {
     "MLPDenoiser": MLPDenoiser,
     "ConditionalMLPDenoiser": ConditionalMLPDenoiser,
 }
@@ -65,7 +63,7 @@ MODEL_CLASSES: dict[str, type[Denoiser]] = {
 class Checkpoint:
     """What `load` found: the model (in eval mode), its schedule, its standardiser or None, the metadata."""
 
-    model: Denoiser
+    model: MLPDenoiser
     schedule: NoiseSchedule
     standardiser: Standardiser | None
     metadata: dict[str, Any]
@@ -77,7 +75,7 @@ class Checkpoint:
 
 def save(
     path: str | os.PathLike[str],
-    model: Denoiser,
+    model: MLPDenoiser,
     schedule: NoiseSchedule,
     standardiser: Standardiser | None = None,
     *,
@@ -175,18 +173,18 @@ def _header(text: str | None) -> dict[str, Any]:
     return header
 
 
-def _model_header(header: dict[str, Any]) -> tuple[type[Denoiser], dict[str, Any]]:
+def _model_header(header: dict[str, Any]) -> tuple[type[MLPDenoiser], dict[str, Any]]:
     name = _checks.choice("model class", header["model"]["class"], MODEL_CLASSES)
     return MODEL_CLASSES[name], header["model"]["config"]
 
 
-def _build(model_class: type[Denoiser], config: dict[str, Any]) -> Denoiser:
+def _build(model_class: type[MLPDenoiser], config: dict[str, Any]) -> MLPDenoiser:
     """The model of a configuration, with no draw from torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         return model_class(**config)
 
 
-def _check_layout(model: Denoiser, shapes: dict[str, list[int]], dtypes: dict[str, str]) -> None:
+def _check_layout(model: MLPDenoiser, shapes: dict[str, list[int]], dtypes: dict[str, str]) -> None:
     """Refuse tensors that are missing, additional, or of another shape or type than the model has."""
     wanted = {f"model.{name}": (list(value.shape), "F32") for name, value in model.state_dict().items()}
     wanted["schedule.betas"] = (shapes.get("schedule.betas", [])[:1] or [1], "F64")  # of any length
@@ -200,7 +198,7 @@ def _check_layout(model: Denoiser, shapes: dict[str, list[int]], dtypes: dict[st
             raise ValueError(f"its tensor {name} is {dtypes[name]} {shapes[name]}, not {dtype} {shape}")
 
 
-def _check_parts(model: Denoiser, state: dict[str, Tensor], prefix: str) -> None:
+def _check_parts(model: MLPDenoiser, state: dict[str, Tensor], prefix: str) -> None:
     """Refuse values that no sampler could use."""
     for name, value in state.items():
         if name.startswith("model.") and value.dtype != torch.float32:

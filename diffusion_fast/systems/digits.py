@@ -160,6 +160,7 @@ def load_data(run: Run) -> Digits:
         run.cut("scikit-learn's 8 x 8 digits, enlarged to 28 x 28, in place of MNIST (--data FOLDER)")
     n_train, n_test = run.pick(QUICK_ROWS, (None, None))
     rows = found.standardised_train[:n_train], found.standardised_test[:n_test]
+    assert found.train_labels is not None and found.test_labels is not None
     labels = found.train_labels[:n_train], found.test_labels[:n_test]
     images = (torch.from_numpy(part).float().view(-1, *SHAPE) for part in rows)
     return Digits(*images, *map(torch.from_numpy, labels))
@@ -173,10 +174,11 @@ class Judge:
         self.classifier = made(run, lambda: ImageClassifier(SHAPE, 10))
         epochs = run.pick(12, 5)
 
-        def fit(model: ImageClassifier) -> dict[str, Any]:
-            how = {"epochs": epochs, "seed": run.seed, "progress": run.progress}
-            losses = train_classifier(model, data.train, data.train_labels, **how)
-            return {"losses": losses, "accuracy": classifier_accuracy(model, data.test, data.test_labels)}
+        def fit(_: nn.Module) -> dict[str, Any]:
+            known = self.classifier, data.train, data.train_labels
+            losses = train_classifier(*known, epochs=epochs, seed=run.seed, progress=run.progress)
+            accuracy = classifier_accuracy(self.classifier, data.test, data.test_labels)
+            return {"losses": losses, "accuracy": accuracy}
 
         found = run.trained("classifier", self.classifier, fit)
         columns = ("epochs", "last loss", "accuracy on held-out digits")
@@ -205,7 +207,7 @@ class Judge:
             lambda: image_fidelity(self.classifier, x, self.real_digits)._asdict(),
         )
         milliseconds = 1e3 * drawn["seconds"] / len(x)
-        return [model, sampler, evaluations, len(x), *_cells(scores.values()), milliseconds], x
+        return [model, sampler, evaluations, len(x), *_cells(list(scores.values())), milliseconds], x
 
     def best_and_worst(self, x: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():

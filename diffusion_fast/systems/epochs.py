@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_fast import plotting
 from diffusion_fast.image_training import Corruption, EpochTrainer
@@ -59,7 +59,7 @@ class Training:
             self.held_out += found["held_out"]
             self.grids += list(found["grids"])
 
-    def _train(self, epochs: int, curve: Curve, _: CNNDenoiser) -> dict[str, Any]:
+    def _train(self, epochs: int, curve: Curve, _: nn.Module) -> dict[str, Any]:
         steps: list[Tensor] = []
         held_out, grids = [], []
         while len(steps) < epochs and not has_stopped(curve(self.steps + steps)):
