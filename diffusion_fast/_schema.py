@@ -16,10 +16,10 @@ def parse(text: str | bytes, schema: dict[str, Any]) -> Any:
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not JSON ({error})") from error
-    error = next(jsonschema.Draft202012Validator(schema).iter_errors(value), None)
-    if error is not None:
-        message = error.message if len(error.message) <= MAX_MESSAGE else f"{error.message[:MAX_MESSAGE]}..."
-        raise ValueError(f"at {error.json_path}: {message}")
+    fault = next(jsonschema.Draft202012Validator(schema).iter_errors(value), None)
+    if fault is not None:
+        message = fault.message if len(fault.message) <= MAX_MESSAGE else f"{fault.message[:MAX_MESSAGE]}..."
+        raise ValueError(f"at {fault.json_path}: {message}")
     return value
 
 
