@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from multiprocessing import Value
 from pathlib import Path
 from typing import Any
@@ -107,40 +108,29 @@ def drawn_twice(sampler: df.Sampler, folder: Path, n: int) -> float:
     return begun.value / n - 1
 
 
+def checks(folder: Path, n: int) -> Iterator[Check]:
+    path = checkpoint(folder)
+    sampler = df.load(path).sampler()
+    sampler.sample(100_000)
+    extra = streaming(sampler, folder, n)
+    yield Check("writing to .npy over sampling into memory", extra, 1.05, most=True)
+    again = 100 * drawn_twice(sampler, folder, n)
+    yield Check("samples drawn twice after a kill", again, 2.0, " %", most=True)
+    yield Check("peak memory", peak_megabytes(path, folder, n), 600, " MB", most=True)
+    one, two = ([rate(path, folder, n, world) for _ in range(ROUNDS)] for world in (1, 2))
+    yield Check("two ranks of one thread over one", statistics.median(two) / statistics.median(one), 1.9)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=SAMPLES)
     n = parser.parse_args().samples
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = checkpoint(folder)
-        sampler = df.load(path).sampler()
-        sampler.sample(100_000)
-        checks = [
-            Check("writing to .npy over sampling into memory", streaming(sampler, folder, n), 1.05, most=True)
-        ]
-        one, two = (
-            statistics.median(rate(path, folder, n, world) for _ in range(ROUNDS)) for world in (1, 2)
-        )
-        checks += [
-            Check("two ranks of one thread over one", two / one, 1.9),
-            Check(
-                "samples drawn twice after a kill",
-                100 * drawn_twice(sampler, folder, n),
-                2.0,
-                " %",
-                most=True,
-            ),
-            Check("peak memory", peak_megabytes(path, folder, n), 600, " MB", most=True),
-        ]
     print(f"{n:,} samples, {os.cpu_count()} processors, {torch.get_num_threads()} threads")
-    for check in checks:
-        limit = f"{'at most' if check.most else 'at least'} {check.required:g}{check.unit}"
-        print(
-            f"{check.text:44}{check.value:8.3f}{check.unit:3} {limit}{'' if check.met else ': NOT REACHED'}"
-        )
+    with tempfile.TemporaryDirectory() as name:
+        for check in checks(Path(name), n):
+            limit = f"{'at most' if check.most else 'at least'} {check.required:g}{check.unit}"
+            value = f"{check.text:44}{check.value:8.3f}{check.unit:4}"
+            print(f"{value}{limit}{'' if check.met else ': NOT REACHED'}", flush=True)
 
 
 if __name__ == "__main__":

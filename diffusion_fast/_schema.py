@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, NoReturn
+
+from diffusion_fast import _checks
 
 MAX_MESSAGE = 160  # of the validator, which quotes what it refuses
 
@@ -16,12 +19,28 @@ def parse(text: str | bytes, schema: dict[str, Any]) -> Any:
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not JSON ({error})") from error
-    error = next(jsonschema.Draft202012Validator(schema).iter_errors(value), None)
-    if error is not None:
-        message = error.message if len(error.message) <= MAX_MESSAGE else f"{error.message[:MAX_MESSAGE]}..."
-        raise ValueError(f"at {error.json_path}: {message}")
+    fault = next(jsonschema.Draft202012Validator(schema).iter_errors(value), None)
+    if fault is not None:
+        message = fault.message if len(fault.message) <= MAX_MESSAGE else f"{fault.message[:MAX_MESSAGE]}..."
+        raise ValueError(f"at {fault.json_path}: {message}")
     return value
 
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def json_object(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A dictionary that is the same when it is read again; {} for None."""
+    accepted = "a dictionary with string keys and JSON values (finite numbers, strings, lists, ...)"
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise _checks.bad_type(name, value, accepted)
+    try:
+        same = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _checks.bad_type(name, value, accepted) from error
+    if same != dict(value):  # such as keys that are numbers, or tuples, which come back as something else
+        raise _checks.bad_value(name, value, accepted)
+    return same

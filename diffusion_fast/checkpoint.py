@@ -111,7 +111,7 @@ def save(
         "format_version": FORMAT_VERSION,
         "model": {"class": type(model).__name__, "config": model.config},
         "schedule": {"name": schedule.name},
-        "metadata": _json_object("metadata", metadata),
+        "metadata": _schema.json_object("metadata", metadata),
     }
     content = to_bytes(state, metadata={HEADER_KEY: json.dumps(header)})
 
@@ -214,18 +214,3 @@ def _check_parts(model: MLPDenoiser, state: dict[str, Tensor], prefix: str) -> N
     mean = state.get("standardiser.mean")
     if mean is not None and mean.shape != model.shape:
         raise _checks.bad_value("standardiser", mean, f"one of model.dim = {model.shape[0]} columns")
-
-
-def _json_object(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
-    accepted = "a dictionary with string keys and JSON values (finite numbers, strings, lists, ...)"
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise _checks.bad_type(name, value, accepted)
-    try:
-        same = json.loads(json.dumps(dict(value), allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise _checks.bad_type(name, value, accepted) from error
-    if same != dict(value):  # such as keys that are numbers, or tuples, which come back as something else
-        raise _checks.bad_value(name, value, accepted)
-    return same

@@ -82,7 +82,8 @@ def names(folder: Path) -> list[str]:
 
 def rank(sampler: df.Sampler, path: Path, port: int, rank: int, world: int, **options: Any) -> None:
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
-    df.sample_to(path, sampler, N, chunk_size=CHUNK, threads=1, **options)
+    devices = [sampler] * (1 + world % 2)  # ranks with one thread that draws, and with two
+    df.sample_to(path, devices, N, chunk_size=CHUNK, threads=1, **options)
 
 
 def ranks(folder: Path) -> dict[str, Any]:

@@ -132,6 +132,8 @@ CASES = [
     Case("sample_to chunk_size", "float", lambda b: b.to(chunk_size=1.5), Ty, "1.5", "integer"),
     Case("sample_to chunk_size", "too many chunks", lambda b: b.to(n=1 << 30, chunk_size=1000), V, "1000",
          "from 1024"),
+    Case("sample_to made_by", "no JSON", lambda b: b.to(made_by={"a": {1}}), Ty, r"\{1\}", "JSON values"),
+    Case("sample_to made_by", "type", lambda b: b.to(made_by=[1]), Ty, r"\[1\]", "a dictionary"),
     Case("sample_to threads", "zero", lambda b: b.to(threads=0), V, "0", "1 to 4096"),
     # verify
     Case("verify path", "no manifest", lambda b: b.verify("none.npy"), V, "none.npy", "manifest beside it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import diffusion_fast as df
 from diffusion_fast.checkpoint import load, save
 from diffusion_fast.models import MLPDenoiser
 from diffusion_fast.schedules import NoiseSchedule
@@ -257,3 +259,18 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(FileNotFoundError, match=r"^path: got"):
             load(path)
+
+
+def test_nothing_in_the_package_unpickles() -> None:
+    """A file must not be able to run code, whoever wrote it."""
+    for path in Path(df.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            )
+            assert not {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"} & set(names), path
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            assert called not in ("torch.load", "torch.jit.load", "eval", "exec", "pickle.loads"), path
+            if called in ("np.load", "np.lib.format.read_array"):
+                allowed = {word.arg: ast.unparse(word.value) for word in node.keywords}  # type: ignore[attr-defined]
+                assert allowed.get("allow_pickle", "False") == "False", path

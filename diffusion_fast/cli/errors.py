@@ -50,10 +50,7 @@ class Program(click.Group):
         if not standalone_mode:
             return run()
         code = _exit_code(run)
-        if code in (
-            INTERRUPTED,
-            TERMINATED,
-        ):  # at once: to tear torch down takes the interpreter up to seconds
+        if code in (INTERRUPTED, TERMINATED):  # at once: tearing torch down takes up to seconds
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

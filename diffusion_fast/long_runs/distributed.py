@@ -74,6 +74,9 @@ class Ranks:
 
     def claims(self, chunks: Sequence[int]) -> Iterator[int]:
         """Chunks that no other rank or thread has claimed."""
+        return _Locked(self._claimed(chunks))
+
+    def _claimed(self, chunks: Sequence[int]) -> Iterator[int]:
         while (place := self._store.add("claimed", 1) - 1) < len(chunks):
             yield chunks[place]
 

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from diffusion_fast._files import replacing
-from diffusion_fast.long_runs.distributed import Alone, Ranks
+from diffusion_fast.long_runs.distributed import POLL_SECONDS, Alone, Ranks
 from diffusion_fast.long_runs.formats import BLOCK, WRITERS, Columns, Labels, Table
 from diffusion_fast.long_runs.manifest import Manifest
 from diffusion_fast.long_runs.target import Target, file_digest
 
 SAVING_SHARE = 0.05  # of the time at most: a manifest of many chunks is not written after each of them
-POLL_SECONDS = 0.02
 
 
 class _Stopped(Exception):

@@ -21,6 +21,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from diffusion_fast import _checks
+from diffusion_fast._schema import json_object
 from diffusion_fast.long_runs.distributed import peers
 from diffusion_fast.long_runs.formats import WRITERS, Columns, Labels, check_columns
 from diffusion_fast.long_runs.identity import cycle_of, identity
@@ -83,14 +84,7 @@ def sample_to(
     Raises ValueError or TypeError naming the argument before anything is written, resume with what differs
     from the run that was begun; OSError where the disk fails. Whatever it raises, resume=True goes on.
     """
-    samplers = [sampler] if isinstance(sampler, Sampler) else sampler
-    accepted = "a Sampler, or a list of them, one for each device"
-    if (
-        not isinstance(samplers, (list, tuple))
-        or not samplers
-        or not all(isinstance(s, Sampler) for s in samplers)
-    ):
-        raise _checks.bad_type("sampler", sampler, accepted)
+    samplers = _samplers(sampler)
     _checks.integer("n", n, 1, _checks.MAX_SAMPLES)
     _checks.sample_range(n, start)
     _checks.integer("seed", seed, 0, (1 << 64) - 1)
@@ -113,7 +107,7 @@ def sample_to(
     row_bytes = 4 * prod(first.shape)
     size = _chunk_size(chunk_size, n, row_bytes)
     shard = -(-SHARD_BYTES // (size * row_bytes)) * size
-    new = Manifest(runs[0], target.form, size, shard, made_by=made_by or {})
+    new = Manifest(runs[0], target.form, size, shard, made_by=json_object("made_by", made_by))
     how = {"seed": seed, "context": context, "threads": resolve_threads(threads)}
 
     began = time.perf_counter()
@@ -121,6 +115,14 @@ def sample_to(
         samplers, new, target, columns, cycle, how, resume=resume, overwrite=overwrite, progress=progress
     )
     return RunResult(target.path, n, drawn, time.perf_counter() - began)
+
+
+def _samplers(given: Any) -> Sequence[Sampler]:
+    found = [given] if isinstance(given, Sampler) else given
+    right = isinstance(found, (list, tuple)) and all(isinstance(each, Sampler) for each in found)
+    if not right or not found:
+        raise _checks.bad_type("sampler", given, "a Sampler, or a list of them, one for each device")
+    return found
 
 
 def _chunk_size(given: Any, n: int, row_bytes: int) -> int:

@@ -88,7 +88,7 @@ class RowFiles:
         """Rows of one file. It is opened for each write: what happened to it since is noticed, and other
         machines see what is closed."""
         path, at = self._place(first)
-        left = memoryview(rows).cast("B")
+        left = rows.data.cast("B")
         with naming_file(path), path.open("r+b", buffering=0) as file:
             while left:
                 written = os.pwrite(file.fileno(), left, at)
@@ -100,7 +100,7 @@ class RowFiles:
         rows = np.empty((count, *self.shape), "<f4")
         with path.open("rb", buffering=0) as file:
             file.seek(at)
-            left = memoryview(rows).cast("B")
+            left = rows.data.cast("B")
             while left:
                 got = file.readinto(left)
                 if not got:
@@ -115,7 +115,7 @@ class RowFiles:
 
 
 def digest(rows: np.ndarray) -> str:
-    return hashlib.sha256(memoryview(rows).cast("B")).hexdigest()
+    return hashlib.sha256(rows.data.cast("B")).hexdigest()
 
 
 class Writer:
