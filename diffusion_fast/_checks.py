@@ -26,7 +26,7 @@ def describe(value: Any) -> str:
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"a {value.dtype} array of shape {tuple(value.shape)}"
-    text = repr(value)
+    text = " ".join(line.strip() for line in repr(value).splitlines())
     if len(text) > 80:
         text = text[:77] + "..."
     return f"{text} ({type(value).__name__})"

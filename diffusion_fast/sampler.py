@@ -126,7 +126,7 @@ class Sampler:
         if backend != "torch":
             self._capture(place, required=backend == "native")
         if self.plan is None:
-            sampler_checks.check_place(place, self.device, "".join(self._notes))
+            sampler_checks.check_place(place, self.device, "".join(f" ({note})" for note in self._notes[:1]))
         self._drawing = self._make_drawing()
         self._weights = Weights(model)
         self._fingerprint = self._weights.fingerprint()
@@ -143,7 +143,10 @@ class Sampler:
             no_null = self.guidance is not None and "null_class=False" in reason.reason
             if required or no_null or isinstance(reason, capture.CallError):
                 raise
-            self._notes = [f"The module runs in torch, with the fused step, because: {reason}"]
+            self._notes = [
+                f"The module runs in torch, with the fused step, because: {reason.problem}",
+                f"To have it fused: {reason.advice}",
+            ]
             return
         self._notes = list(program.explain)
 

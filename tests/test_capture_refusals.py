@@ -17,6 +17,7 @@ from capture_nets import SCHEDULE, STEPS, Net
 from test_capture import CONDITIONED
 from torch import Tensor, nn
 
+import diffusion_fast as df
 from diffusion_fast import capture as capture_module
 from diffusion_fast import reference
 from diffusion_fast.capture import CaptureError, capture, network_time
@@ -105,6 +106,19 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "t as one number": (lambda m, x, t, y: m.short(x) + t[0].item(), "element of t, as a plain number"),
 }
+# What explain() says is to be done; about all others it names the parts that are fused.
+ADVICE = {
+    "mean over the batch": "compute each row from the same row",
+    "norm weights of t": "scale and shift features",
+    "random": "leave it out in eval mode",
+    "writes to x": "returns a new tensor",
+    "half precision": "keep in float32",
+    "t as one number": "use t as the tensor that it is",
+    "branch on data": "relu, clamp, a gate",
+    "len(x)": r"x\.shape\[0\], and for shapes alone",
+    "state": "keep nothing from one call",
+    "a tuple": "return one tensor",
+}
 # Found by comparing with the module, so there is no single line to name.
 NOTICED: dict[str, tuple[Callable[..., Any], str]] = {
     "mean over t": (lambda m, x, t, y: m.last(m.first(x) + m.time(t).mean(0)), "differ from the module"),
@@ -146,6 +160,35 @@ def test_refused_with_the_place(name: str) -> None:
     assert re.fullmatch(
         r"capture_nets\.py:\d+: return self\.body\(self, x, t, y\)( \(in \w+\))?", caught.value.where
     )
+
+
+@pytest.mark.parametrize("name", ["convolution", *ADVICE])
+def test_explain_says_why_where_and_what_to_do(name: str) -> None:
+    body, reason = (REFUSED | NOTICED)[name]
+    text = df.Sampler(Net(body).eval(), SCHEDULE, shape=3).explain()
+    *_, why, advice = text.splitlines()
+    assert re.search(f"runs in torch, with the fused step, because: .*{reason}", why)
+    assert ("capture_nets.py:" in why or name not in REFUSED) and "backend=" not in why + advice
+    assert re.search("To have it fused: .*" + ADVICE.get(name, "linear layers, element-wise"), advice)
+
+
+# Torch calls them random, and in eval mode they are not: refused on x for another reason, and on t run once.
+EVAL_MODE: dict[str, tuple[Callable[..., Any], str]] = {
+    "attention": (
+        lambda x: nnf.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])[:, 0],
+        "no fused",
+    ),
+    "rrelu": (lambda x: nnf.rrelu(x, training=False), "no fused"),
+}
+
+
+@pytest.mark.parametrize("name", EVAL_MODE)
+def test_what_draws_in_training_alone_is_not_called_random(name: str) -> None:
+    function, reason = EVAL_MODE[name]
+    with pytest.raises(CaptureError, match=reason):
+        capture(Net(lambda m, x, t, y: m.short(function(x))).eval(), (3,), STEPS, 0, SCHEDULE)
+    of_time = Net(lambda m, x, t, y: m.last(m.first(x) + function(m.time(t)))).eval()
+    assert len(capture(of_time, (3,), STEPS, 0, SCHEDULE).ops) == 2
 
 
 class Nested(nn.Module):
@@ -322,12 +365,14 @@ def test_verify_calls_with_rows_in_another_order() -> None:
 
 
 def test_errors_survive_pickling() -> None:
-    error = CaptureError("reason", "sin", "net.py:3: sin(x)")
+    error = CaptureError("reason", "sin", "net.py:3: sin(x)", "use cos")
     again = pickle.loads(pickle.dumps(error))
-    assert str(again) == str(error) and (again.reason, again.op, again.where) == (
+    assert str(again) == str(error) and vars(again) == vars(error)
+    assert (again.reason, again.op, again.where, again.advice) == (
         "reason",
         "sin",
         "net.py:3: sin(x)",
+        "use cos",
     )
 
 

@@ -66,6 +66,11 @@ def test_same_signatures_and_attributes(name: str) -> None:
     x, t = START, scheduler.timesteps[4]
     assert torch.equal(scheduler.scale_model_input(x, t), theirs.scale_model_input(x, t))
     assert torch.equal(scheduler.add_noise(x, x, t[None]), theirs.add_noise(x, x, t[None]))
+    velocities = [
+        one.get_velocity(x, 2 * x, t[None]) for one in (theirs, scheduler) if hasattr(one, "get_velocity")
+    ]
+    assert len(velocities) == (0 if name.startswith(("DPM", "Heun", "UniPC", "EulerA")) else 2)
+    assert all(torch.equal(velocity, velocities[0]) for velocity in velocities)
 
 
 @pytest.mark.parametrize("name", NAMES)

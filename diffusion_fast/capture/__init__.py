@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_fast import _checks, reference
-from diffusion_fast.capture.graph import CallError, CaptureError
+from diffusion_fast.capture.graph import OWN_ROW, SMALLER, CallError, CaptureError
 from diffusion_fast.capture.lowering import Lowering
 from diffusion_fast.capture.program import Program
 from diffusion_fast.capture.worlds import Worlds
@@ -124,7 +124,8 @@ def capture(
     shape, n_classes = _check_arguments(module, shape, n_classes)
     call = ModuleCall(n_classes, tuple(context))
     if call.n_context > MAX_WIDTH:
-        raise CaptureError(f"got a context of {call.n_context} elements, the kernels take up to {MAX_WIDTH}")
+        reason = f"got a context of {call.n_context} elements, the kernels take up to {MAX_WIDTH}"
+        raise CaptureError(reason, advice=SMALLER)
     times = network_time(list(timesteps), time_input, schedule)
     if not 1 <= len(times) <= MAX_TABLES:
         raise _checks.bad_value("timesteps", len(times), f"1 to {MAX_TABLES} of them")
@@ -160,19 +161,19 @@ def verify(
         first, again = (_called(module, call, *inputs) for _ in range(2))
         moved = _called(module, call, *(part[order.to(part.device)] for part in inputs))
         if not bool(torch.isfinite(first).all()):
-            raise CaptureError("it returns NaN or infinity for normally distributed x")
+            advice = "make it finite there, at every step and class"
+            raise CaptureError("it returns NaN or infinity for normally distributed x", advice=advice)
         if not _close(again, first):
-            raise CaptureError(
-                "a second call with the same arguments gives another result: it has a state of its own"
-            )
+            reason = "a second call with the same arguments gives another result: it has a state of its own"
+            raise CaptureError(reason, advice="keep nothing from one call for the next")
         if not _close(moved, first[order]):
-            raise CaptureError(
-                "rows in another order give other results: the samples of a batch influence each other"
-            )
+            reason = "rows in another order give other results: the samples of a batch influence each other"
+            raise CaptureError(reason, advice=OWN_ROW)
         if not _close(expected, first):
             raise CaptureError(
                 f"the traced operations differ from the module at a batch of {n}: it depends on Python "
-                "values, on the batch size, or on other rows' t"
+                "values, on the batch size, or on other rows' t",
+                advice=OWN_ROW,
             )
 
 
@@ -195,7 +196,8 @@ def _check_arguments(module: Any, shape: Any, n_classes: Any) -> tuple[tuple[int
             raise CaptureError(f"got {parameter.dtype} weights in {name}, the kernels need torch.float32")
     sides = tuple(_checks.integer("shape", side, 1) for side in shape)
     if not 1 <= math.prod(sides) <= MAX_DIM or not sides:
-        raise CaptureError(f"got samples of {math.prod(sides)} elements, the kernels take 1 to {MAX_DIM}")
+        reason = f"got samples of {math.prod(sides)} elements, the kernels take 1 to {MAX_DIM}"
+        raise CaptureError(reason, advice=SMALLER)
     return sides, _checks.integer("n_classes", n_classes, 0, MAX_CLASSES)
 
 
@@ -261,7 +263,8 @@ def _export(
         reason = f"it raised {type(error).__name__} when called with ({shapes}{names}): {error}"
         raise CallError(reason, where=_raised_at(error)) from error
     if not isinstance(out, Tensor) or out.shape != args[0].shape:
-        raise CaptureError(f"it returned {_checks.describe(out)} for x of shape {tuple(args[0].shape)}")
+        reason = f"it returned {_checks.describe(out)} for x of shape {tuple(args[0].shape)}"
+        raise CaptureError(reason, advice="return one tensor of x's shape")
     parameters = inspect.signature(module.forward).parameters.values()
     if kwargs and any(p.kind is p.VAR_KEYWORD for p in parameters):  # for which export cannot name the sizes
         module, args, kwargs = _WithNames(module, list(kwargs)), (args, tuple(kwargs.values())), {}
@@ -275,12 +278,15 @@ def _export(
             shapes = shapes_of.dynamic_shapes(module, args, kwargs)
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        line = str(error).strip().partition("\n")[0]
+        line, advice = str(error).strip().partition("\n")[0], ""
         if line.startswith("Constraints violated"):
             line = "it fixes the batch size, by len(x) in place of x.shape[0] or by a branch on it"
+            advice = "read it as x.shape[0], and for shapes alone"
         if "data-dependent" in line:
             line = "it decides by the values of x, t or y (an if, while, bool() or int() of a tensor)"
-        raise CaptureError(f"torch.export cannot trace it: {line}", where=_raised_at(error)) from error
+            advice = "write the choice as arithmetic on the whole batch: relu, clamp, a gate"
+        reason = f"torch.export cannot trace it: {line}"
+        raise CaptureError(reason, where=_raised_at(error), advice=advice) from error
 
 
 def _raised_at(error: BaseException) -> str:

@@ -29,26 +29,36 @@ METADATA_OPERANDS = {
     **{f"sym_{name}": (0,) for name in ("size", "stride", "numel", "storage_offset")},
 }
 
-MIXES = "it mixes the samples of a batch, or moves the batch from the first axis"
+# Reasons of more than one refusal, and what to do.
+OWN_ROW = "keep the samples on the first axis, and compute each row from the same row of x, t, y and context"
+MIXES = ("it mixes the samples of a batch, or moves the batch from the first axis", OWN_ROW)
+POSITION = ("it uses a sample's position in the batch", "use nothing of a sample but its x, t, y and context")
+SMALLER = "keep within the limit"
 NO_KERNEL = "no fused kernel has this operation on values that depend on x"
 
 
 class CaptureError(ValueError):
-    """A module that no fused kernel can run. reason: why; op: the operation; where: the module's line."""
+    """A module that no fused kernel can run. reason: why; op: the operation; where: the module's line;
+    advice: what to do to have it fused."""
 
-    ACCEPTED = (
-        "by backend='native': linear layers, element-wise functions, norms, slices and concatenations of "
-        "features. Use backend='auto' or 'torch' for this model"
-    )
+    PARTS = "linear layers, element-wise functions, norms, slices and concatenations of features"
+    ACCEPTED = f"by backend='native': {PARTS}. Use backend='auto' or 'torch' for this model"
 
-    def __init__(self, reason: str, op: str = "", where: str = "") -> None:
+    def __init__(self, reason: str, op: str = "", where: str = "", advice: str = "") -> None:
         self.reason, self.op, self.where = reason, op, where
-        place = f" (operation {op})" if op else ""
-        place += f" at {where}" if where else ""
-        super().__init__(f"model: {reason}{place}; accepted {self.ACCEPTED}")
+        self.advice = advice or f"write this part with {self.PARTS}"
+        super().__init__(
+            f"model: {self.problem}; accepted {self.ACCEPTED}" + (f", or {advice}" * bool(advice))
+        )
+
+    @property
+    def problem(self) -> str:
+        """The reason and its place."""
+        place = f" (operation {self.op})" if self.op else ""
+        return self.reason + place + (f" at {self.where}" if self.where else "")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.reason, self.op, self.where)
+        return type(self), (self.reason, self.op, self.where, self.advice)
 
 
 class CallError(CaptureError):
@@ -106,13 +116,23 @@ def activation_of(node: fx.Node, name: str) -> tuple[str, float] | None:
     return None
 
 
+def draws(node: fx.Node) -> bool:
+    """Whether an operation draws random numbers, as it is called: an LSTM in eval mode does not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    for declared in node.target._schema.arguments:  # type: ignore[union-attr]
+        if declared.name in ("dropout_p", "train", "training"):
+            return bool(argument(node, declared.name, declared.default_value))
+    return True
+
+
 def tail_of(node: fx.Node) -> torch.Size:
     """The shape of one sample of a node's value."""
     return torch.Size(node.meta["val"].shape[1:])
 
 
-def refusal(node: fx.Node, reason: str) -> CaptureError:
-    return CaptureError(reason, op_name(node), where(node))
+def refusal(node: fx.Node, reason: str, advice: str = "") -> CaptureError:
+    return CaptureError(reason, op_name(node), where(node), advice)
 
 
 def where(node: fx.Node) -> str:

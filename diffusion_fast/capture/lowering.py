@@ -25,8 +25,10 @@ from diffusion_fast.capture.graph import (
     MIXES,
     MOVES,
     NO_KERNEL,
+    POSITION,
     VIEW_OR_COPY,
     CaptureError,
+    draws,
     op_name,
     operands,
     refusal,
@@ -94,7 +96,8 @@ class Lowering:
         depends = self._dependence(node, name)
         slot = self.slots[base] if base is not None else Slot(node, frozenset())
         if written is not None and slot.protected:
-            raise refusal(node, f"it writes to {slot.protected}, which sampling must leave as it is")
+            reason = f"it writes to {slot.protected}, which sampling must leave as it is"
+            raise refusal(node, reason, "use the form of the operation that returns a new tensor")
         before, slot.depends = slot.depends, slot.depends | depends
         self.slots[node] = slot
         if base is not None:
@@ -133,7 +136,7 @@ class Lowering:
         content = self._settle(slot.content, node)
         index = self.index_of(operand, node)
         if len(index.shape) != len(tail):
-            raise refusal(node, MIXES)
+            raise refusal(node, *MIXES)
         return self.build.pick(content, np.broadcast_to(index, tail))
 
     def read_as_is(self, operand: fx.Node, node: fx.Node) -> Expr:
@@ -142,7 +145,9 @@ class Lowering:
     def constant(self, operand: Any, node: fx.Node, reason: str) -> Tensor:
         """The value of an operand that depends on nothing, float64; refused with the reason otherwise."""
         if self.slots[operand].depends:
-            raise refusal(node, reason)
+            raise refusal(
+                node, reason, "let the step, the class or x scale and shift features in place of it"
+            )
         value = self.worlds.samples.operand(operand)
         return value.detach().to("cpu", torch.float64)
 
@@ -168,7 +173,7 @@ class Lowering:
                 return joint.inner
             inner = joint.inner
             reason = f"a step x class table of it would take {size >> 20} MB, over {JOINT_BYTES >> 20} MB"
-            raise CaptureError(f"{reason}, and else {inner.reason}", inner.op, inner.where)
+            raise CaptureError(f"{reason}, and else {inner.reason}", inner.op, inner.where, inner.advice)
         self._joint_bytes += size
         value = self.worlds.pairs(
             joint.root, joint.upto, lambda n: self.slots[n].root if n in self.slots else n
@@ -183,14 +188,15 @@ class Lowering:
         world = self.worlds.of(depends)
         value = world.operand(operand)
         if not isinstance(value, Tensor):
-            raise refusal(node, "it uses the batch size, or an element of t, as a plain number")
+            reason = "it uses the batch size, or an element of t, as a plain number"
+            raise refusal(node, reason, "use t as the tensor that it is, and sizes for shapes alone")
         width = math.prod(tail)
         value = value.detach().to("cpu", torch.float64)
         value = value.expand(world.rows, *tail).reshape(world.rows, width).clone()
         if depends:
             return self.build.table(width, **{"label" if "y" in depends else "step": value[: world.used]})
         if not bool((value == value[0]).all() | value.isnan().any()):
-            raise refusal(node, "it uses a sample's position in the batch")
+            raise refusal(node, *POSITION)
         return self.build.table(width, bias=value[0])
 
     # --- new contents --------------------------------------------------------------------------------------
@@ -257,7 +263,7 @@ class Lowering:
         if depends:
             return self.build.table(width, **{"label" if "y" in depends else "step": value[: world.used]})
         if not bool((value == value[0]).all()):
-            raise refusal(node, "it uses a sample's position in the batch")
+            raise refusal(node, *POSITION)
         return self.build.table(width, bias=value[0])
 
     # --- elements that only move ---------------------------------------------------------------------------
@@ -298,9 +304,9 @@ class Lowering:
     # --- what a node does ----------------------------------------------------------------------------------
 
     def _refuse_random(self, node: fx.Node, in_eval: bool) -> None:
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if (random or op_name(node).removesuffix("_") in DROPOUTS) and not in_eval:
-            raise refusal(node, "it draws random numbers, so the result is no function of x, t and y")
+        if (draws(node) or op_name(node).removesuffix("_") in DROPOUTS) and not in_eval:
+            reason = "it draws random numbers, so the result is no function of x, t and y"
+            raise refusal(node, reason, "leave it out in eval mode, or pass what it draws as a context")
 
     def _written_operand(self, node: fx.Node) -> fx.Node | None:
         for operand, declared in operands(node):
@@ -339,14 +345,15 @@ class Lowering:
                 raise refusal(node, NO_KERNEL)
             size = part.shape[0] if part.ndim else 1
             if isinstance(size, int) or size.node.expr != self.batch:
-                raise refusal(node, MIXES)
+                raise refusal(node, *MIXES)
             if not all(isinstance(size, int) for size in part.shape[1:]):
                 raise refusal(node, "its result's shape depends on the batch size")
 
     def _check_dtype(self, node: fx.Node, fake: Any) -> None:
         for part in self._results(node, fake):
             if part.dtype != torch.float32:
-                raise refusal(node, f"it computes in {part.dtype}; the kernels compute in float32")
+                reason = f"it computes in {part.dtype}; the kernels compute in float32"
+                raise refusal(node, reason, "keep in float32 what depends on x")
 
     def _results(self, node: fx.Node, fake: Any) -> list[Any]:
         """The results that count: a native norm's statistics are for training."""

@@ -47,10 +47,10 @@ def run_on_indices(low: Lowering, node: fx.Node, given: dict[fx.Node, Array]) ->
 
 def _one_sample(node: fx.Node, position: Tensor, row: Tensor, n: int) -> Array:
     if not position.ndim or len(position) != n:
-        raise refusal(node, MIXES)
+        raise refusal(node, *MIXES)
     own = torch.arange(n).reshape(n, *(1,) * (position.ndim - 1))
     if not bool((((row == own) | (row == -1)) & (position == position[:1])).all()):
-        raise refusal(node, MIXES)
+        raise refusal(node, *MIXES)
     return position[0].numpy()
 
 
@@ -60,7 +60,8 @@ def _check_other_operands(low: Lowering, node: fx.Node, given: dict[fx.Node, Arr
     others: list[fx.Node] = []
     fx.node.map_arg((read, dict(node.kwargs)), others.append)
     if any(low.slots[other].depends for other in others if other not in given):
-        raise refusal(node, "which elements it takes depends on the step, the class or x")
+        reason = "which elements it takes depends on the step, the class or x"
+        raise refusal(node, reason, "take the same elements for every sample")
 
 
 def moved(low: Lowering, node: fx.Node) -> Expr:
@@ -73,7 +74,7 @@ def moved(low: Lowering, node: fx.Node) -> Expr:
         width = math.prod(tail)
         given[operand] = offset + np.arange(width).reshape(tail)
         if not batched and low.slots[operand].depends:
-            raise refusal(node, MIXES)
+            raise refusal(node, *MIXES)
         sources.append(low.read(operand, tail, node))
         offset += width
     index = run_on_indices(low, node, given).ravel()

@@ -30,7 +30,7 @@ from diffusion_fast.capture.expr import (
     reachable,
     slope_pairs,
 )
-from diffusion_fast.capture.graph import CaptureError
+from diffusion_fast.capture.graph import SMALLER, CaptureError
 from diffusion_fast.plan_validation import MAX_OPS, MAX_WIDTH
 from diffusion_fast.tile_ops import (
     Array,
@@ -396,9 +396,9 @@ class Program:
     def _emit(self, op: Op, width: int | None = None, folded: int = 0) -> int:
         width = self.widths[op.src] if width is None else width  # type: ignore[union-attr]
         if width > MAX_WIDTH:
-            raise CaptureError(f"a layer of width {width}, over {MAX_WIDTH}", *self.place)
+            raise CaptureError(f"a layer of width {width}, over {MAX_WIDTH}", *self.place, SMALLER)
         if len(self.ops) == MAX_OPS:
-            raise CaptureError(f"more than {MAX_OPS} operations that depend on x", *self.place)
+            raise CaptureError(f"more than {MAX_OPS} operations that depend on x", *self.place, SMALLER)
         if not np.isfinite(np.float32(getattr(op, "param", 0.0))):
             raise CaptureError("a parameter is NaN or infinity", *self.place)
         self.ops.append(op)

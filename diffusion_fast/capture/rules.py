@@ -167,7 +167,7 @@ def elu(low: Lowering, node: fx.Node) -> Expr:
     """scale (x or alpha (exp(input_scale x) - 1))."""
     scale, inner = number(node, "scale", 1), number(node, "input_scale", 1)
     if inner != 1:
-        raise refusal(node, "elu with an input_scale; write it without one")
+        raise refusal(node, "elu with an input_scale", "scale its input before")
     return low.build.scale(low.build.map(_own(low, node), "elu", number(node, "alpha", 1)), scale)
 
 

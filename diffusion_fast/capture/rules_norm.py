@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from diffusion_fast.capture.expr import Expr, Table
-from diffusion_fast.capture.graph import argument, number, refusal, tail_of
+from diffusion_fast.capture.graph import MIXES, argument, number, refusal, tail_of
 from diffusion_fast.tile_ops import Array
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _sample_axes(node: fx.Node, axes: Any, n_axes: int) -> list[int]:
     given = [given] if isinstance(given, int) else list(given)
     found = sorted(axis % (n_axes + 1) - 1 for axis in given)
     if -1 in found:
-        raise refusal(node, "it mixes the samples of a batch")
+        raise refusal(node, *MIXES)
     return found
 
 
@@ -86,7 +86,7 @@ def batch_norm(low: Lowering, node: fx.Node) -> Expr | None:
     src, tail = _source(low, node)
     mean, var = argument(node, "running_mean", None), argument(node, "running_var", None)
     if argument(node, "training", False) or mean is None or var is None:
-        raise refusal(node, "it takes statistics over the batch; call model.eval() and keep running ones")
+        raise refusal(node, "it takes statistics over the batch", "keep running ones, for eval mode")
     reason = "its statistics depend on the step, the class or x"
     factor = 1 / torch.sqrt(low.constant(var, node, reason) + number(node, "eps", 1e-5))
     shift = -low.constant(mean, node, reason) * factor
