@@ -106,7 +106,9 @@ def run(run: Run) -> None:
     outcomes = {METHODS[key]: [fit(run, part) for part in sets] for key, fit in FITS.items()}
     if run.as_published:
         outcomes[AS_PUBLISHED] = [walk_of_the_mean(run, part) for part in sets]
-    fresh = [datasets.load(part.name, n_train=FRESH_ROWS // 2, n_test=10, seed=run.seed + 2).train for part in sets]
+    fresh = [
+        datasets.load(part.name, n_train=FRESH_ROWS // 2, n_test=10, seed=run.seed + 2).train for part in sets
+    ]
     measured = {"fresh data": measure(run, "fresh", sets, fresh)}
     for method, found in outcomes.items():
         measured[method] = measure(run, method, sets, [outcome.samples for outcome in found])
