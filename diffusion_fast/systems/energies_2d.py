@@ -220,7 +220,7 @@ CUTS = (
     "The EBM is trained for 2,000 steps; `--full` takes 10,000.",
     "DDPM is trained for 7,200 steps of 250 rows; `--full` takes 120,000, the report 500,000 of 128.",
     "The GAN is trained for 4,000 steps; the report and `--full` take 500,000 (pinwheel 1,000,000).",
-    "With --as-published, the published EBM is trained for 200 steps with chains of 50; `--full`: 2,000 and 500.",
+    "The EBM as published is trained for 200 steps with chains of 50; `--full` takes 2,000 and 500.",
     "2,000 samples, as in the report; `--full` draws 10,000.",
 )
 
