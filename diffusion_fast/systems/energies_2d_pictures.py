@@ -24,10 +24,10 @@ def _grid(
     """draw(axes, value, column) for every value of every row."""
     figure = style.make_figure(2.7 * len(columns), 2.4 * len(rows))
     panels = figure.subplots(len(rows), len(columns), squeeze=False)
-    for axes_row, (name, values) in zip(panels, rows.items(), strict=True):
+    for i, (axes_row, (name, values)) in enumerate(zip(panels, rows.items(), strict=True)):
         for k, (axes, value) in enumerate(zip(axes_row, values, strict=True)):
             draw(axes, value, k)
-            style.decorate(axes, title=columns[k] if axes_row is panels[0] else None)
+            style.decorate(axes, title=None if i else columns[k])
         axes_row[0].set_ylabel(style.shorten(name, style.SHORT_LENGTH), fontsize=style.LABEL_SIZE)
     return figure
 
@@ -44,13 +44,16 @@ def samples(
 
 def densities(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str]) -> Figure:
     """Histograms of log densities with their quartiles, from the data's lowest up; how many lie below."""
-    lowest = [float(np.quantile(values, 0.001)) - 1 for values in next(iter(rows.values()))]
+    data = next(iter(rows.values()))
+    ranges = [(float(np.quantile(values, 0.001)) - 1, float(values.max()) + 0.2) for values in data]
 
     def draw(axes: Any, values: np.ndarray, k: int) -> None:
-        shown = values[values > lowest[k]]
-        axes.hist(shown, bins=50, color=style.SAMPLE_COLOR, alpha=0.5)
+        low, high = ranges[k]
+        shown = values[values > low]
+        axes.hist(shown, bins=60, range=(low, high), color=style.SAMPLE_COLOR, alpha=0.5)
+        axes.set_xlim(low, high)
         for quartile in np.quantile(values, [0.25, 0.5, 0.75]):
-            if quartile > lowest[k]:
+            if quartile > low:
                 axes.axvline(quartile, color=style.GREY, linewidth=1, linestyle="--")
         if len(shown) < len(values):
             axes.text(
