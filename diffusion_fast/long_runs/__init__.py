@@ -2,6 +2,6 @@
 
 from diffusion_fast.long_runs.formats import Columns
 from diffusion_fast.long_runs.run import RunResult, sample_to
-from diffusion_fast.long_runs.verify import Verification, verify
+from diffusion_fast.long_runs.verification import Verification, verify
 
 __all__ = ["Columns", "RunResult", "Verification", "sample_to", "verify"]

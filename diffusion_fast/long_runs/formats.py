@@ -101,7 +101,7 @@ def _write_npz(path: Path, table: Table) -> None:
         def write(name: str, dtype: str, shape: tuple[int, ...], parts: Iterable[Any]) -> None:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 header = {"descr": dtype, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(entry, header)  # type: ignore[arg-type]
+                np.lib.format.write_array_header_1_0(entry, header)
                 for part in parts:
                     entry.write(np.ascontiguousarray(part, dtype=dtype).data.cast("B"))
 

@@ -19,7 +19,7 @@ from diffusion_fast.sampler import Sampler
 def cycle_of(sampler: Sampler, labels: Any) -> Labels | None:
     """The classes that samples take in turn, checked; None where none were given."""
     many = isinstance(labels, (Tensor, np.ndarray, list, tuple))
-    k = len(labels) if many and getattr(labels, "ndim", 1) else 1
+    k = len(labels) if many and np.ndim(labels) else 1
     if k == 0:
         raise _checks.bad_value("labels", labels, "at least one")
     found = sampler.conditions.labels(labels, k, guided=sampler.guidance is not None)

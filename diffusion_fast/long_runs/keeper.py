@@ -94,7 +94,8 @@ class Keeper:
         rows, size = self._target.rows(self.made), self.made.chunk_size
         for chunk in range(self.made.n_chunks):
             with self._changed:
-                self._changed.wait_for(lambda c=chunk: self._stopped or c in self.made.done)
+                while not (self._stopped or chunk in self.made.done):
+                    self._changed.wait()
             for at in range(0, self.made.size_of(chunk), BLOCK):
                 self._go_on()
                 yield rows.read(chunk * size + at, min(BLOCK, self.made.size_of(chunk) - at))

@@ -27,6 +27,7 @@ from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import SigmaSchedule
 from diffusion_fast.standardiser import Standardiser
 from diffusion_fast.systems import energies_2d_pictures as pictures
+from diffusion_fast.systems.report import Cell
 from diffusion_fast.systems.run import Run
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -282,7 +283,7 @@ def measure(
 
     stored = run.stage(f"measures-{name.replace(' ', '-')}", "evaluation", work)
     return {
-        key: [MetricResult(*row[:3], (int(row[3]), int(row[4]))) for row in rows]
+        key: [MetricResult(row[0], row[1], row[2], (int(row[3]), int(row[4]))) for row in rows]
         for key, rows in stored.items()
     }
 
@@ -324,7 +325,7 @@ def show_scores(run: Run, measured: dict[str, dict[str, list[MetricResult]]]) ->
 
 
 def show_distances(run: Run, measured: dict[str, dict[str, list[MetricResult]]]) -> None:
-    rows = [[name, *found["emd"]] for name, found in measured.items()]
+    rows: list[list[Cell]] = [[name, *found["emd"]] for name, found in measured.items()]
     note = "Earth mover's distance of 1,000 samples to 1,000 fresh points, mean cost of a matched pair."
     run.table("Distance to fresh data, both ways", ["", *SETS.values()], rows, note)
     rows = [
