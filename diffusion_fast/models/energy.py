@@ -80,7 +80,7 @@ class EnergyScore(nn.Module):
         if not isinstance(energy, (EnergyMLP, nn.Sequential)):
             raise _checks.bad_type("energy", energy, accepted)
         self.net = energy.net if isinstance(energy, EnergyMLP) else energy
-        layers = list(self.net)
+        layers: list[Any] = list(self.net)
         linear, between = layers[::2], layers[1::2]
         good = len(layers) % 2 == 1 and all(type(layer) is nn.Linear for layer in linear)
         if not good or any(type(layer) not in BACKWARD for layer in between):
@@ -94,7 +94,7 @@ class EnergyScore(nn.Module):
         """x (B, dim) floating -> (B, dim); t is not read."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise _checks.bad_value("x", x, f"a (batch, {self.dim}) tensor")
-        layers = list(self.net)
+        layers: list[Any] = list(self.net)
         *linear, last = layers[::2]
         activations = layers[1::2]
         before, h = [], x
