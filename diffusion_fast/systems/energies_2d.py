@@ -283,7 +283,7 @@ def measure(
 
     stored = run.stage(f"measures-{name.replace(' ', '-')}", "evaluation", work)
     return {
-        key: [MetricResult(row[0], row[1], row[2], (int(row[3]), int(row[4]))) for row in rows]
+        key: [MetricResult(value, floor, spread, (int(n), int(m))) for value, floor, spread, n, m in rows]
         for key, rows in stored.items()
     }
 
@@ -328,16 +328,10 @@ def show_distances(run: Run, measured: dict[str, dict[str, list[MetricResult]]])
     rows: list[list[Cell]] = [[name, *found["emd"]] for name, found in measured.items()]
     note = "Earth mover's distance of 1,000 samples to 1,000 fresh points, mean cost of a matched pair."
     run.table("Distance to fresh data, both ways", ["", *SETS.values()], rows, note)
-    rows = [
-        [
-            name,
-            *(
-                f"{p.value:.3f} / {r.value:.3f}"
-                for p, r in zip(found["precision"], found["recall"], strict=True)
-            ),
-        ]
-        for name, found in measured.items()
-    ]
+    rows = []
+    for name, found in measured.items():
+        both = zip(found["precision"], found["recall"], strict=True)
+        rows.append([name, *(f"{p.value:.3f} / {r.value:.3f}" for p, r in both)])
     note = "Share of samples near the data / share of the data near samples (k = 5)."
     run.table("Precision / recall", ["", *SETS.values()], rows, note)
     rows = [[name, *found["modes"]] for name, found in measured.items()]
