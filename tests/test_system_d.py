@@ -20,15 +20,15 @@ BAYES = {"moons": 1.0, "circles": 1.0, "manycircles": 0.871, "blobs": 0.971, "he
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two sets of 400 rows, one schedule, an epoch: every part of the experiment runs, nothing is learned."""
+    """One set of 200 rows, one schedule, an epoch: every part of the experiment runs, nothing is learned."""
     load = datasets.load
 
-    def few(name: str, n_train: int = 400, n_test: int = 200, *, seed: int = 0) -> datasets.Dataset:
-        return load(name, min(n_train, 2000), n_test, seed=seed)
+    def few(name: str, n_train: int = 200, n_test: int = 100, *, seed: int = 0) -> datasets.Dataset:
+        return load(name, min(n_train, 1000), n_test, seed=seed)
 
     monkeypatch.setattr(datasets, "load", few)
-    monkeypatch.setattr(labelled_points, "POOL", 2000)
-    monkeypatch.setattr(published_d, "SETS", ("moons", "helix_labelled"))
+    monkeypatch.setattr(labelled_points, "POOL", 1000)
+    monkeypatch.setattr(published_d, "SETS", ("moons",))
     monkeypatch.setattr(schedules_2d, "SCHEDULES", {"linear": "linear"})
     monkeypatch.setattr(schedules_2d, "EPOCHS", 1)
     monkeypatch.setattr(schedules_2d, "EMD_ROWS", 50)
@@ -52,14 +52,13 @@ def test_the_whole_of_it(tiny: None, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     tables = {table["title"].split(" ")[0]: table for table in results["tables"]}
     assert list(tables) == ["Unconditional", "Five", "Guidance", "Accuracy", "A", "64"]
-    assert len(tables["Unconditional"]["rows"]) == 2 * 2
-    assert len(tables["Guidance"]["rows"]) == 2 * (2 + 1)
+    assert len(tables["Unconditional"]["rows"]) == 2
+    assert len(tables["Guidance"]["rows"]) == 2 + 1
     assert "published rule" in tables["Accuracy"]["columns"]
     assert [row[0] for row in tables["64"]["rows"]][:3] == ["ancestral", "deterministic", "DDIM"]
     assert {p["file"] for p in results["pictures"]} == {
         "nll_by_steps.png",
         "guided_moons.png",
-        "guided_helix_labelled.png",
         "vectors_64d.png",
     }
     assert facts["cuts"] and all(
@@ -70,10 +69,6 @@ def test_the_whole_of_it(tiny: None, tmp_path: Path) -> None:
     guidance_2d.run(again)
     again.finish(guidance_2d.TITLE)
     assert json.loads((tmp_path / "results.json").read_text())["tables"] == results["tables"]
-    plain = Run("D", tmp_path, resume=True)
-    guidance_2d.run(plain)
-    plain.finish(guidance_2d.TITLE)
-    assert "published rule" not in (tmp_path / "report.md").read_text()
 
 
 # ---- the laws

@@ -155,7 +155,7 @@ def seeded(run: Run, make: Callable[[], T]) -> T:
 
 def nll_curves(steps: tuple[int, ...], found: dict[str, dict[str, list[float]]]) -> Figure:
     figure = style.make_figure(13, 3.6)
-    panels = figure.subplots(1, len(found))
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (name, curves) in zip(panels, found.items(), strict=True):
         for k, schedule in enumerate(SCHEDULES):
             color = style.COLORS[k]
@@ -167,6 +167,10 @@ def nll_curves(steps: tuple[int, ...], found: dict[str, dict[str, list[float]]])
         style.decorate(axes, "T", "kernel NLL" if axes is panels[0] else "", title=name)
         style.open_frame(axes)
     style.legend(
-        figure, panels[0].get_lines()[:6:2], list(SCHEDULES.values()), loc="outside lower center", ncols=3
+        figure,
+        panels[0].get_lines()[: 2 * len(SCHEDULES) : 2],
+        list(SCHEDULES.values()),
+        loc="outside lower center",
+        ncols=3,
     )
     return figure
