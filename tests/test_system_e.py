@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import diffusion_fast as df
 from diffusion_fast.cli import main
+from diffusion_fast.datasets import images
 from diffusion_fast.image_training import EpochTrainer
 from diffusion_fast.systems import digits, epochs
 from diffusion_fast.systems.published_e import WEIGHTS_FILE, load_published
@@ -155,13 +156,15 @@ def test_mnist_comes_from_openml_where_there_is_a_network(monkeypatch: pytest.Mo
     import sklearn.datasets
 
     class Found:
-        data = np.full((70_000, 784), 51, np.int64)
-        target = np.array(["7"] * 60_000 + ["3"] * 10_000)
+        data = np.full((70, 784), 51, np.int64)
+        target = np.array(["7"] * 60 + ["3"] * 10)
 
+    assert images.MNIST_ROWS == (60_000, 10_000)
+    monkeypatch.setattr(images, "MNIST_ROWS", (60, 10))
     monkeypatch.setattr(sklearn.datasets, "fetch_openml", lambda *_, **__: Found)
     data = df.datasets.mnist()
-    assert data.train.shape == (60_000, 784) and data.train.dtype == np.float32
-    assert data.test_labels is not None and data.test_labels.tolist() == [3] * 10_000
+    assert data.train.shape == (60, 784) and data.train.dtype == np.float32
+    assert data.test_labels is not None and data.test_labels.tolist() == [3] * 10
     np.testing.assert_allclose(data.train, 0.2, rtol=1e-6)
 
     def offline(*_: object, **__: object) -> None:
