@@ -118,7 +118,7 @@ CASES = [
     Case("image_grid rows", "float", lambda _: plotting.image_grid(IMAGES, rows=2.0), Ty, "2.0", "integer"),
     Case("image_panels sets", "list", lambda _: plotting.image_panels([IMAGES]), Ty, "list", "dictionary"),
     Case("image_panels sets", "empty", lambda _: plotting.image_panels({}), Ty, "dict", "one or more"),
-    Case("image_panels sets", "rank", lambda _: plotting.image_panels({"a": ROWS[0]}),
+    Case(r"image_panels sets\['a'\]", "rank", lambda _: plotting.image_panels({"a": ROWS[0]}),
          V, r"\(2,\)", "height"),
     Case("image_panels columns", "zero", lambda _: plotting.image_panels({"a": IMAGES}, columns=0),
          V, "0", "1 to 16"),

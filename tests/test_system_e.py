@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import diffusion_fast as df
 from diffusion_fast.cli import main
+from diffusion_fast.datasets import images
 from diffusion_fast.image_training import EpochTrainer
 from diffusion_fast.systems import digits, epochs
 from diffusion_fast.systems.published_e import WEIGHTS_FILE, load_published
@@ -21,7 +22,7 @@ from diffusion_fast.systems.run import Run
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = tuple(replace(settings, n_hidden=(3,), n_steps=60) for settings in digits.QUICK_SETS)
+    small = tuple(replace(settings, n_hidden=(3,), n_steps=51) for settings in digits.QUICK_SETS)
     for name, value in {
         "QUICK_SETS": small,
         "QUICK_EPOCHS": (2, 1),
@@ -54,6 +55,7 @@ def test_the_system_runs_and_goes_on(tiny: None, tmp_path: Path, monkeypatch: py
         raise AssertionError("this epoch was done")
 
     monkeypatch.setattr(EpochTrainer, "epoch", again)
+    monkeypatch.setattr(Run, "picture", lambda *_: None)  # which take most of the time
     resumed = Run("E", tmp_path / "E", resume=True, as_published=True)
     digits.run(resumed)
     resumed.finish(digits.TITLE)
@@ -143,7 +145,8 @@ def test_digits_are_enlarged() -> None:
     assert np.array_equal(small.train_labels, large.train_labels)
     blocks = torch.from_numpy(large.train).view(-1, 1, 28, 28)
     back = torch.nn.functional.interpolate(blocks, (8, 8), mode="area").flatten(1).numpy()
-    assert np.abs(back - small.train).mean() < 0.05 and 0 <= large.train.min() <= large.train.max() <= 1
+    assert np.corrcoef(back.ravel(), small.train.ravel())[0, 1] > 0.97  # 0.96 if it were a pixel aside
+    assert 0 <= large.train.min() <= large.train.max() <= 1
     assert np.array_equal(df.datasets.digits(50, 20, side=8).train, small.train)
     with pytest.raises(ValueError, match="side: got 7"):
         df.datasets.digits(side=7)
@@ -153,13 +156,15 @@ def test_mnist_comes_from_openml_where_there_is_a_network(monkeypatch: pytest.Mo
     import sklearn.datasets
 
     class Found:
-        data = np.full((70_000, 784), 51, np.int64)
-        target = np.array(["7"] * 60_000 + ["3"] * 10_000)
+        data = np.full((70, 784), 51, np.int64)
+        target = np.array(["7"] * 60 + ["3"] * 10)
 
+    assert images.MNIST_ROWS == (60_000, 10_000)
+    monkeypatch.setattr(images, "MNIST_ROWS", (60, 10))
     monkeypatch.setattr(sklearn.datasets, "fetch_openml", lambda *_, **__: Found)
     data = df.datasets.mnist()
-    assert data.train.shape == (60_000, 784) and data.train.dtype == np.float32
-    assert data.test_labels is not None and data.test_labels.tolist() == [3] * 10_000
+    assert data.train.shape == (60, 784) and data.train.dtype == np.float32
+    assert data.test_labels is not None and data.test_labels.tolist() == [3] * 10
     np.testing.assert_allclose(data.train, 0.2, rtol=1e-6)
 
     def offline(*_: object, **__: object) -> None:

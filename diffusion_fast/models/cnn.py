@@ -37,6 +37,7 @@ class CNNDenoiser(nn.Module):
         precision: "float32", or "bfloat16" for the products, in training and in sampling; weights, norms and
             what is returned are float32.
 
+    Its weights are kept with torch (df.save is for denoisers of points).
     Attributes: shape = image_shape, n_steps, n_classes = None, config (the arguments).
     Raises ValueError or TypeError for an argument outside of what is listed.
     """

@@ -65,8 +65,8 @@ GRID = 16
 Solver = tuple[str, int | None, dict[str, Any]]
 CLIP = 0.5  # of the predicted image: no pixel is further from 0
 SOLVERS: tuple[Solver, ...] = (
-    ("DDPM", None, {"solver": "ddpm", "variance": "beta", "clip": CLIP}),
-    ("DDIM", 50, {"solver": "ddim", "clip": CLIP}),
+    ("DDPM", None, {"solver": "ddpm", "variance": "beta", "spacing": "trailing", "clip": CLIP}),
+    ("DDIM", 50, {"solver": "ddim", "spacing": "trailing", "clip": CLIP}),  # from pure noise, as x_T is
     ("DPM-Solver++ (2M)", 20, {"solver": "dpmpp_2m", "clip": CLIP}),
     ("UniPC", 10, {"solver": "unipc", "clip": CLIP}),
 )
