@@ -63,6 +63,7 @@ struct MmaView {
 // ---- wider ones, on tensor cores with weights that stream through shared memory (chain_wide.cuh)
 
 constexpr int kWideWarps = 8, kWideThreads = 32 * kWideWarps;
+constexpr int kWideTiles = 8;      // of 16 samples, the most that a block has, by registers
 constexpr int kPieceBytes = 1024;  // of a warp's weights: what it loads at a time
 constexpr int kPieceStages = 3;    // one that is read, the others under way
 

@@ -64,7 +64,7 @@ struct WideBlock : StateLane<kWideThreads> {
     using Lane = StateLane<kWideThreads>;
     using Operand = typename Tier::Operand;
     using Accumulator = typename Tier::Accumulator;
-    static constexpr int M = Tier::kWideTiles, C = Tier::kPieceWeights, kLaneWords = sizeof(Operand) / 16;
+    static constexpr int M = kWideTiles, C = Tier::kPieceWeights, kLaneWords = sizeof(Operand) / 16;
 
     const WideView& net;
     const WideMemory memory;

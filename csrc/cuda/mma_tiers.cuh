@@ -42,7 +42,7 @@ struct SixteenBits {
     struct Accumulator {
         float c[4];
     };
-    static constexpr int kPieceWeights = 4, kWideTiles = 8;  // chain_wide.cuh
+    static constexpr int kPieceWeights = 4;  // chain_wide.cuh
 
     static __device__ Weight weight_of(const uint4 (&piece)[2], int i) {
         return i % 2 ? make_uint2(piece[i / 2].z, piece[i / 2].w)
@@ -120,7 +120,7 @@ struct SplitFloat32 {
     struct Accumulator {
         float high[4], low[4];
     };
-    static constexpr int kPieceWeights = 2, kWideTiles = 4;
+    static constexpr int kPieceWeights = 2;
 
     static __device__ Weight weight_of(const uint4 (&piece)[2], int i) { return piece[i]; }
 
@@ -141,8 +141,8 @@ struct SplitFloat32 {
 
     static __device__ void multiply(Accumulator& acc, const Operand& in, Weight w) {
         ptx::mma<type>(acc.low, in.low, w.x, w.y);
+        ptx::mma<type>(acc.high, in.high, w.x, w.y);  // between two that depend on each other
         ptx::mma<type>(acc.low, in.high, w.z, w.w);
-        ptx::mma<type>(acc.high, in.high, w.x, w.y);
     }
 
     static __device__ void values(const Accumulator& acc, float (&v)[4]) {

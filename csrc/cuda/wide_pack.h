@@ -7,7 +7,7 @@ namespace df::cuda {
 
 struct WideShape {
     Precision precision;
-    int tiles;             // of 16 samples, the most that a block can have
+    int tiles;             // of 16 samples, the most that a block has room for
     int64_t shared_bytes;  // of such a block
     int widest;            // layer
 };
