@@ -235,6 +235,6 @@ def test_weights_stream_while_products_run(arch: str) -> None:
     """In the loop over inputs what comes next is on its way before the products of what is there."""
     for mangled, body in kernels(arch, "wide_chain").items():
         copies, products = positions(body, r"\bLDGSTS\.E\.BYPASS\.128"), positions(body, r"\bHMMA")
-        count = 32 if "SixteenBits" in mangled else 24  # of one piece, for all samples of the block
+        count = 32 if "SixteenBits" in mangled else 48  # of one piece, for all samples of the block
         loops = [at for at in copies if sum(at < p < at + 250 for p in products) >= count]
         assert loops, mangled

@@ -65,6 +65,7 @@ struct WideBlock : StateLane<kWideThreads> {
     using Operand = typename Tier::Operand;
     using Accumulator = typename Tier::Accumulator;
     static constexpr int M = kWideTiles, C = Tier::kPieceWeights, kLaneWords = sizeof(Operand) / 16;
+    static constexpr int kTogether = M / kLaneWords;  // operands that are read at a time, by registers
 
     const WideView& net;
     const WideMemory memory;
@@ -125,8 +126,8 @@ struct WideBlock : StateLane<kWideThreads> {
         });
     }
 
-    // acc += the products of all inputs and T columns. all: of every tile and column there can be
-    template <int T, bool all>
+    // acc += the products of all inputs and T columns, of which with T = 4 the last may be missing
+    template <int T>
     __device__ __forceinline__ void multiply(Accumulator (&acc)[M][C], int buffer, int in_tiles,
                                              uint32_t rows, int columns) {
 #pragma unroll 1
@@ -137,23 +138,48 @@ struct WideBlock : StateLane<kWideThreads> {
             for (int i = 0; i < C / T; ++i) {
                 if (i && k + i >= in_tiles) break;
 #pragma unroll
-                for (int m = 0; m < M; ++m) {
-                    if (!all && !(rows >> m & 1)) continue;
-                    const Operand in = Tier::load(operand(buffer, k + i, m));
-#pragma unroll
-                    for (int j = 0; j < T; ++j)
-                        if (all || j < 3 || columns == 4)
-                            Tier::multiply(acc[m][j], in, Tier::weight_of(piece, i * T + j));
-                }
+                for (int m = 0; m < M; m += kTogether)
+                    multiply_by<T>(acc, m, buffer, k + i, piece, i, rows, columns);
             }
         }
+    }
+
+    // The products of one input's operands of some tiles: all are read first
+    template <int T>
+    __device__ __forceinline__ void multiply_by(Accumulator (&acc)[M][C], int first_tile, int buffer, int k,
+                                                const uint4 (&piece)[2], int i, uint32_t rows, int columns) {
+        Operand in[kTogether];
+#pragma unroll
+        for (int m = 0; m < kTogether; ++m)
+            if (rows >> (first_tile + m) & 1) in[m] = Tier::load(operand(buffer, k, first_tile + m));
+#pragma unroll
+        for (int m = 0; m < kTogether; ++m) {
+            if (!(rows >> (first_tile + m) & 1)) continue;
+#pragma unroll
+            for (int j = 0; j < T; ++j)
+                if (j < 3 || columns == 4)
+                    Tier::multiply(acc[first_tile + m][j], in[m], Tier::weight_of(piece, i * T + j));
+        }
+    }
+
+    __device__ __forceinline__ void products(Accumulator (&acc)[M][C], int buffer, int in_tiles,
+                                             uint32_t rows, int columns) {
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int j = 0; j < C; ++j) acc[m][j] = Tier::start(make_float2(0, 0), make_float2(0, 0));
+        if (columns > C / 2)
+            multiply<C>(acc, buffer, in_tiles, rows, columns);
+        else if (C > 2 && columns == 2)
+            multiply<2>(acc, buffer, in_tiles, rows, columns);
+        else
+            multiply<1>(acc, buffer, in_tiles, rows, columns);
     }
 
     // The values of a layer's columns c .. c + columns - 1 of eight
     __device__ __forceinline__ void columns_of(int index, const Share& own, int c, int columns, int branch,
                                                uint32_t table) {
         const WideLayer& layer = net.layers[index];
-        const int buffer = index % 2;
         uint32_t rows = 0;
         for (int m = own.tile; m < tiles; m += own.step) rows |= 1u << m;
         const auto* starts = reinterpret_cast<const float*>(a.image + layer.starts) +
@@ -164,19 +190,7 @@ struct WideBlock : StateLane<kWideThreads> {
             start[j] = j < columns ? *reinterpret_cast<const float2*>(starts + 8 * j) : make_float2(0, 0);
 
         Accumulator acc[M][C];
-#pragma unroll
-        for (int m = 0; m < M; ++m)
-#pragma unroll
-            for (int j = 0; j < C; ++j) acc[m][j] = Tier::start(make_float2(0, 0), make_float2(0, 0));
-        if (columns == C && rows == (1u << M) - 1)
-            multiply<C, true>(acc, buffer, layer.in_tiles, rows, columns);
-        else if (columns > C / 2)
-            multiply<C, false>(acc, buffer, layer.in_tiles, rows, columns);
-        else if (C > 2 && columns == 2)
-            multiply<2, false>(acc, buffer, layer.in_tiles, rows, columns);
-        else
-            multiply<1, false>(acc, buffer, layer.in_tiles, rows, columns);
-
+        products(acc, index % 2, layer.in_tiles, rows, columns);
         float v[M * C * 4];
 #pragma unroll
         for (int m = 0; m < M; ++m)
