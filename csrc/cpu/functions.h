@@ -345,7 +345,7 @@ DF_INLINE void map_vectors(F f, const float* x, float* y) {
     });
 }
 
-DF_ANYWHERE Function slope_of(Function activation) {
+DF_INLINE Function slope_of(Function activation) {
     switch (activation) {
         case Function::kRelu:
             return Function::kReluSlope;
