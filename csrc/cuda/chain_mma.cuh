@@ -44,8 +44,8 @@ struct MmaWarp : StateLane<kMmaThreads> {
     float* const history;       // of this thread: 3 values of each element, kMmaThreads apart
     const int64_t first;
 
-    float x[M][D][4];
-    int32_t labels[M][2];
+    float x[M][D][4] = {};
+    int32_t labels[M][2] = {};
 
     __device__ int64_t first_of(int m) const { return first + 16 * m; }
 

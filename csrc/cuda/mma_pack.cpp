@@ -47,9 +47,10 @@ bool choose_mma(const Plan& plan, Precision precision, const DeviceLimits& limit
     const bool halves = precision != Precision::kFloat32, few_columns = plan.header.dim <= 8;
     uint32_t widest = plan.header.dim;
     for (const TileOp& op : plan.ops) widest = std::max(widest, op.n_out);
-    // by registers: 128 wide with 16-bit values and few columns of x alone, two tiles up to 64 wide
+    // Registers allow float32 up to 64 wide, more than eight columns of x beside layers of 16 bits up to 64
+    // wide alone, and two tiles there beside few columns.
     const int width = widest <= 32 && few_columns ? 32 : widest <= 64 ? 64 : 128;
-    if (widest > 128 || (width == 128 && !(halves && few_columns))) return false;
+    if (widest > (halves ? 128 : 64) || (!few_columns && !(halves && width == 64))) return false;
     const bool two_tiles = halves && few_columns && width <= 64;
     shape = {precision, width, few_columns ? 1 : width / 8, two_tiles ? 2 : 1, 0};
     shape.shared_bytes = shared_bytes(plan, shape);
