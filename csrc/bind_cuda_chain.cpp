@@ -95,7 +95,11 @@ void bind_chain(py::module_& m) {
              }),
              py::arg("plan"), py::arg("precision"), py::arg("shared_bytes"), py::arg("capability"),
              py::arg("multiprocessors"), py::arg("tensor_cores") = true)
-        .def_property_readonly("path", &Program::path)
+        .def_property_readonly("path",
+                               [](const Program& program) {
+                                   constexpr const char* kNames[] = {"general", "mma", "wide"};
+                                   return kNames[int(program.path())];
+                               })
         .def_property_readonly("reason", &Program::reason)
         .def_property_readonly("image", &image)
         .def("scratch_bytes", &Program::scratch_bytes, py::arg("n"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -71,29 +71,29 @@ class CudaChain:
         return ~(torch.isfinite(low) & torch.isfinite(high))
 
 
-def to_host(
-    fill: Callable[[Call, Tensor], NotFinite], call: Call, target: Tensor, device: torch.device
-) -> Tensor:
-    """The samples of a call, drawn on the device by fill, to a target on the CPU; a mask of those not finite.
+def copied_out(
+    fill: Callable[[Call, Tensor], NotFinite],
+    call: Call,
+    shape: Sequence[int],
+    size: int,
+    device: torch.device,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Chunks of at most size samples, drawn on the device by fill, and copied out while the next is drawn.
 
-    A chunk is copied to pinned memory, and from there to the target, while the next one is computed.
+    shape: of all samples, or of the trajectory. Yields where a chunk begins, its samples, and a mask of those
+    not finite, both in pinned memory that is written to again once the next chunk is asked for.
     """
-    size = chunk_size(call.n, target.nbytes // max(call.n, 1), device)
     axis = 1 if call.trajectory else 0  # that counts the samples
-    bad = torch.zeros(call.n, dtype=torch.bool)
     copies = torch.cuda.Stream(device)
-    shape = (*target.shape[:axis], min(size, call.n), *target.shape[axis + 1 :])
-    buffers = [torch.empty(shape, dtype=torch.float32, pin_memory=True) for _ in range(2)]
-    masks = [torch.empty(shape[axis], dtype=torch.bool, pin_memory=True) for _ in range(2)]
+    whole = (*shape[:axis], min(size, call.n), *shape[axis + 1 :])
+    buffers = [torch.empty(whole, dtype=torch.float32, pin_memory=True) for _ in range(2)]
+    masks = [torch.empty(whole[axis], dtype=torch.bool, pin_memory=True) for _ in range(2)]
     copied = [torch.cuda.Event() for _ in range(2)]
 
-    def finish(at: int) -> None:
+    def finished(at: int) -> tuple[int, Tensor, Tensor]:
         i, n = at // size % 2, min(size, call.n - at)
         copied[i].synchronize()
-        target.narrow(axis, at, n).copy_(buffers[i].narrow(axis, 0, n))
-        bad[at : at + n] = masks[i][:n]
-        if call.bar is not None:
-            call.show(at + n)
+        return at, buffers[i].narrow(axis, 0, n), masks[i][:n]
 
     for at in range(0, call.n, size):
         i, part = at // size % 2, replace(call.part(at, min(at + size, call.n)), bar=None)
@@ -107,9 +107,22 @@ def to_host(
                 there.record_stream(copies)
             copied[i].record(copies)
         if at:
-            finish(at - size)
+            yield finished(at - size)
     if call.n:
-        finish((call.n - 1) // size * size)
+        yield finished((call.n - 1) // size * size)
+
+
+def to_host(
+    fill: Callable[[Call, Tensor], NotFinite], call: Call, target: Tensor, device: torch.device
+) -> Tensor:
+    """The samples of a call, drawn on the device by fill, to the CPU; returns a mask of those not finite."""
+    size = chunk_size(call.n, target.nbytes // max(call.n, 1), device)
+    bad = torch.zeros(call.n, dtype=torch.bool)
+    for at, samples, mask in copied_out(fill, call, target.shape, size, device):
+        target.narrow(1 if call.trajectory else 0, at, len(mask)).copy_(samples)
+        bad[at : at + len(mask)] = mask
+        if call.bar is not None:
+            call.show(at + len(mask))
     return bad
 
 

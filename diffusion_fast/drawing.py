@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,9 +14,18 @@ from tqdm.auto import tqdm
 
 from diffusion_fast import _tensors, sampler_checks
 from diffusion_fast.cpu_chain import CpuChain
-from diffusion_fast.cuda_chain import CudaChain, to_host
+from diffusion_fast.cuda_chain import CudaChain, copied_out, to_host
 from diffusion_fast.standardiser import Standardiser
 from diffusion_fast.torch_chain import DEVICE_CHUNK, MODULE_CHUNK, Call, ModuleChain, NotFinite
+
+
+@contextmanager
+def _out_of_memory(call: Call) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        accepted = "what there is memory for: a smaller n, stream(), or out= with memory on the CPU"
+        raise MemoryError(f"n: got {call.n}; accepted: {accepted} ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -29,9 +40,7 @@ class Drawing:
 
     def target(self, call: Call, out: Any) -> Tensor:
         """Memory for the samples or the trajectory: out, on the device or on the CPU, or without it new."""
-        shape = (call.n, *self.shape)
-        if call.trajectory:
-            shape = (self.n_rows + 1, *shape)
+        shape = self._shape(call)
         if out is None:
             return _tensors.allocate(shape, self.device)
         there = isinstance(out, Tensor) and not out.is_cpu
@@ -43,16 +52,43 @@ class Drawing:
         run = self._fill
         if self.device is not _tensors.CPU and target.is_cpu:
             run = partial(to_host, self._fill, device=self.device)
-        try:
+        with _out_of_memory(call):
             if not progress:
                 sampler_checks.warn_not_finite(run(call, target), call)
                 return
             with tqdm(total=call.n, unit="sample", unit_scale=True) as bar:
                 sampler_checks.warn_not_finite(run(replace(call, bar=bar), target), call)
                 bar.update(call.n - bar.n)
-        except torch.cuda.OutOfMemoryError as error:
-            accepted = "what there is memory for: a smaller n, stream(), or out= with memory on the CPU"
-            raise MemoryError(f"n: got {call.n}; accepted: {accepted} ({error})") from error
+
+    def chunks(self, call: Call, size: int, progress: bool, check: Callable[[], None]) -> Iterator[Tensor]:
+        """The samples on the CPU, size at a time; those of a device come while the next are drawn there.
+
+        check is called before each.
+        """
+        if self.device is _tensors.CPU:
+            for at in range(0, call.n, size):
+                check()
+                part = call.part(at, min(at + size, call.n))
+                target = self.target(part, None)
+                self.draw(part, target, progress)
+                yield target
+            return
+        drawn = copied_out(self._fill, call, self._shape(call), size, self.device)
+        with tqdm(total=call.n, unit="sample", unit_scale=True, disable=not progress) as bar:
+            for _ in range(0, call.n, size):
+                check()
+                yield self._next(drawn, call, bar)
+
+    def _next(self, drawn: Iterator[tuple[int, Tensor, Tensor]], call: Call, bar: Any) -> Tensor:
+        with _out_of_memory(call):
+            at, samples, bad = next(drawn)
+        chunk = _tensors.allocate(samples.shape).copy_(samples)
+        sampler_checks.warn_not_finite(bad, call.part(at, at + len(bad)))
+        bar.update(len(bad))
+        return chunk
+
+    def _shape(self, call: Call) -> tuple[int, ...]:
+        return (*([self.n_rows + 1] if call.trajectory else []), call.n, *self.shape)
 
     def _fill(self, given: Call, target: Tensor) -> NotFinite:
         """Fills a target on the device."""

@@ -1,5 +1,6 @@
 """ops.reverse_step on arrays of NumPy, JAX, CuPy and others: DLPack, so their memory is used where it lies.
 
+On CUDA the array's library is told of torch's current stream, as the protocol has it, and orders its work.
 DLPack and its Python protocol: https://dmlc.github.io/dlpack/latest/python_spec.html
 """
 
@@ -12,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_fast import _checks, ops
+from diffusion_fast import _checks, cuda, ops
 
-_CPU_DEVICE = 1  # kDLCPU
+_CPU, _CUDA = 1, 2  # kDLCPU, kDLCUDA
 _IMMUTABLE = ("jax", "jaxlib", "tensorflow")  # they export memory that nobody may write to
-_READABLE = "a float32, bfloat16 or float16 array on the CPU that supports DLPack"
-_WRITABLE = "a writable, contiguous array like x on the CPU"
+_READABLE = "a float32, bfloat16 or float16 array on the CPU or a CUDA device that supports DLPack"
+_WRITABLE = "a writable, contiguous array like x where x is"
 
 
 def reverse_step(
@@ -34,7 +35,7 @@ def reverse_step(
 
     Returns out, or without it a new array of x's kind: made by from_dlpack of x's array namespace or of the
     package that x's type comes from, a tensor where there is none. Raises what ops.reverse_step raises;
-    ValueError too for an array on another device and for memory to be written that is read-only.
+    ValueError too for an array on a device of another kind and for memory to be written that is read-only.
     """
     if isinstance(history, (list, tuple)):
         pushes = getattr(row, "push", True)
@@ -57,9 +58,11 @@ def _tensor(name: str, value: Any, *, writes: bool = False) -> Any:
         return value
     accepted = _WRITABLE if writes else _READABLE
     device = tuple(value.__dlpack_device__())
-    if device[0] != _CPU_DEVICE:
+    reason = cuda.problem() if device[0] == _CUDA else None
+    if device[0] not in (_CPU, _CUDA) or reason is not None:
         given = f"{_checks.describe(value)} on DLPack device {(int(device[0]), device[1])}"
-        raise ValueError(f"{name}: got {given}; accepted: {accepted}")
+        why = "" if reason is None else f" (CUDA cannot be used: {reason})"
+        raise ValueError(f"{name}: got {given}; accepted: {accepted}{why}")
     if writes and not _is_writable(value):
         raise ValueError(f"{name}: got {_checks.describe(value)}, read-only; accepted: {accepted}")
     if any(stride < 0 for stride in getattr(value, "strides", None) or ()):  # torch would end the process
@@ -68,7 +71,7 @@ def _tensor(name: str, value: Any, *, writes: bool = False) -> Any:
         value = np.ascontiguousarray(value)
     try:
         return torch.from_dlpack(value)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, BufferError, RuntimeError, TypeError, ValueError) as error:
         given = f"{_checks.describe(value)}, which cannot be exported ({error})"
         raise ValueError(f"{name}: got {given}; accepted: {accepted}") from error
 

@@ -70,8 +70,8 @@ def reverse_step(
     a guidance_scale that is a tensor are not looked at, for that would wait.
 
     Returns out. Raises TypeError or ValueError, naming the argument, before anything is written.
-    Where x is an array of NumPy, JAX, CuPy or another library with DLPack, on the CPU, the others may be too:
-    no memory is copied for that, and a new result is an array of x's kind.
+    Where x is an array of NumPy, JAX, CuPy or another library with DLPack, the others may be too: no memory
+    is copied for that, and a new result is an array of x's kind.
     Inside torch.compile it is one node of the graph, with seed or noise, not with a generator.
 
     >>> import diffusion_fast as df

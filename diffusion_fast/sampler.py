@@ -254,6 +254,8 @@ class Sampler:
     ) -> Iterator[Tensor]:
         """The samples of `sample(n, ...)` in chunks of at most chunk_size, in bounded memory.
 
+        The chunks are on the CPU: those of a sampler on CUDA are copied out through pinned memory while the
+        next ones are drawn. `sample` with start= and chunk by chunk leaves them on the device.
         The arguments are checked at the call, before the first chunk is asked for. out, x_T and noise, which
         belong to whole calls, are not accepted.
         """
@@ -281,15 +283,7 @@ class Sampler:
         size = _checks.integer("chunk_size", chunk_size, 1)
         call.seed = self._seed(seed)
 
-        def chunks() -> Iterator[Tensor]:
-            for at in range(0, call.n, size):
-                self._check_weights()
-                part = call.part(at, min(at + size, call.n))
-                target = self._drawing.target(part, None)
-                self._drawing.draw(part, target, progress)
-                yield target
-
-        return chunks()
+        return self._drawing.chunks(call, size, progress, self._check_weights)
 
     def explain(self) -> str:
         """What was folded into tables, what the fused kernel runs, what is left to torch, and why."""

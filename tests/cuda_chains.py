@@ -12,6 +12,7 @@ from diffusion_fast import _cpu
 from diffusion_fast.plan import Plan
 
 LIMITS = {"shared_bytes": 232448, "capability": 90, "multiprocessors": 3}
+PROGRAM = ("precision", "shared_bytes", "multiprocessors", "tensor_cores", "module")
 Arrays = dict[str, Any]
 
 
@@ -51,7 +52,7 @@ def cuda_chain(
     plan: Plan, n: int, *, seed: int = 0, start: int = 0, trajectory: bool = False, **call: Any
 ) -> np.ndarray:
     """Samples, or the trajectory; nothing beyond the arrays may be written."""
-    options = {k: call.pop(k) for k in ("precision", "shared_bytes", "tensor_cores", "module") if k in call}
+    options = {k: call.pop(k) for k in PROGRAM if k in call}
     limits = {k: call.pop(k) for k in ("max_blocks",) if k in call}
     p = program(plan, **options)
     beyond = 64 * plan.dim  # what the last tile could write were it full
@@ -80,8 +81,7 @@ def cpu_chain(
 
 
 def assert_cpu_bits(plan: Plan, n: int, **call: Any) -> None:
-    names = ("shared_bytes", "max_blocks", "precision", "tensor_cores", "module")
-    options = {k: call.pop(k) for k in names if k in call}
+    options = {k: call.pop(k) for k in (*PROGRAM, "max_blocks") if k in call}
     got, want = cuda_chain(plan, n, **call, **options), cpu_chain(plan, n, **call)
     assert np.isfinite(want).all()
     assert same_bits(got, want), f"{np.abs(got - want).max():.3g} off"

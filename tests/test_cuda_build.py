@@ -196,3 +196,45 @@ def test_a_pack_is_loaded_16_bytes_at_a_time_before_its_noise(arch: str) -> None
         # Of the twenty and more products of Philox the scheduler may move one a call between the loads.
         early = [at for at in positions(body, "-0x2daee0ad") if loads[0] < at < loads[-1]]
         assert len(early) <= 2, mangled
+
+
+# ---- the chains: what runs on tensor cores, and what it takes
+
+
+@functools.cache
+def resources(arch: str) -> dict[str, dict[str, int]]:
+    """Registers, stack and so on of each kernel by its mangled name."""
+    cuobjdump = tool("nvidia-cuda-cuobjdump")
+    command = [str(cuobjdump), "--dump-resource-usage", f"--gpu-architecture=sm_{arch}", _cuda.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.findall(r"Function (\S+):\s+(.*)", done.stdout)
+    return {name: {k: int(v) for k, v in re.findall(r"([A-Z]+):(\d+)", text)} for name, text in found}
+
+
+# Threads of a block and blocks that a multiprocessor is to hold: together they have its 65536 registers.
+CHAINS = {"mma_chain": (128, 2), "wide_chain": (256, 1)}
+
+
+@built
+@pytest.mark.parametrize("arch", ["80", "90a", "120"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_chains_on_tensor_cores(name: str, arch: str) -> None:
+    """All that a thread works on is in registers, and there are enough of them."""
+    threads, blocks = CHAINS[name]
+    for mangled, body in kernels(arch, name).items():
+        assert not positions(body, r"\b(LDL|STL)\b"), mangled
+        products = positions(body, r"\bHMMA\.16816\.F32")
+        assert products, mangled
+        used = resources(arch)[mangled]
+        assert used["STACK"] == 0 and threads * blocks * used["REG"] <= 65536, (mangled, used)
+
+
+@built
+@pytest.mark.parametrize("arch", ["80", "90a", "120"])
+def test_weights_stream_while_products_run(arch: str) -> None:
+    """In the loop over inputs what comes next is on its way before the products of what is there."""
+    for mangled, body in kernels(arch, "wide_chain").items():
+        copies, products = positions(body, r"\bLDGSTS\.E\.BYPASS\.128"), positions(body, r"\bHMMA")
+        count = 32 if "SixteenBits" in mangled else 48  # of one piece, for all samples of the block
+        loops = [at for at in copies if sum(at < p < at + 250 for p in products) >= count]
+        assert loops, mangled

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_build import Change, emulated
+from cuda_build import Change, configure, emulated
 from cuda_chains import assert_cpu_bits, labels_of, normals
 from nets import random_plan, statistical_plan, with_rows
 from test_cuda_mma import check_precision, constant_plan
@@ -71,7 +71,7 @@ MUTANTS: dict[str, Change] = {
         "ptx::mma<type>(acc.low, in.low,",
         "if (!BUG) ptx::mma<type>(acc.low, in.low,",
     ),
-    "weights in another order": ("cuda/mma_pack.cpp", "8 * b + 2 * t + i)", "8 * b + 2 * t + (BUG ^ i))"),
+    "weights in another order": ("cuda/mma_plan.cpp", "8 * b + 2 * t + i;", "8 * b + 2 * t + (BUG ^ i);"),
     "no wait for a row": (
         "cuda/chain_mma.cuh",
         "ptx::cp_async_wait<0>();\n            __syncwarp();",
@@ -92,26 +92,95 @@ MUTANTS: dict[str, Change] = {
         "n_rows ? i + 2 : n_rows - 1",
         "n_rows ? i + 2 - BUG : n_rows - 1",
     ),
-    "halves of a quad not swapped": ("cuda/chain_mma.cuh", "odd ? low0 : v[2]", "odd != BUG ? low0 : v[2]"),
-    "always the first pair": ("cuda/chain_mma.cuh", "component < 2 ?", "BUG || component < 2 ?"),
+    "halves of a quad not swapped": (
+        "cuda/state_lane.cuh",
+        "odd ? low0 : v[2]",
+        "odd != BUG ? low0 : v[2]",
+    ),
+    "always the first pair": ("cuda/state_lane.cuh", "component < 2 ?", "BUG || component < 2 ?"),
     "a class for both rows of a lane": ("cuda/chain_mma.cuh", "of_class(m, 1))", "of_class(m, !BUG))"),
     "the null branch twice": (
         "cuda/chain_mma.cuh",
-        "network(row.c_in, step_starts, 0, F)",
-        "network(row.c_in, step_starts, BUG, F)",
+        "network(row.c_in, step_starts, branch, F)",
+        "network(row.c_in, step_starts, branch | BUG, F)",
     ),
     "rows beyond the last": (
-        "cuda/chain_mma.cuh",
-        "sample(m, half) < a.n;",
-        "(BUG || sample(m, half) < a.n);",
+        "cuda/state_lane.cuh",
+        "return sample(first, half) < a.n;",
+        "return BUG || sample(first, half) < a.n;",
     ),
 }
+WIDE_MUTANTS: dict[str, Change] = {
+    "no wait for a piece": (
+        "cuda/chain_wide.cuh",
+        "ptx::cp_async_wait<kPieceStages - 2>();",
+        "if (!BUG) ptx::cp_async_wait<kPieceStages - 2>();",
+    ),
+    "a piece where one is read": (
+        "cuda/chain_wide.cuh",
+        "load(slot ? slot - 1 : kPieceStages - 1);",
+        "load(BUG ? slot : slot ? slot - 1 : kPieceStages - 1);",
+    ),
+    "a stream that ends a piece early": (
+        "cuda/chain_wide.cuh",
+        "next = next + 1 == pieces ?",
+        "next = next + 1 + BUG == pieces ?",
+    ),
+    "no barrier before a layer": (
+        "cuda/chain_wide.cuh",
+        "__syncthreads();  // all that the layer reads is there",
+        "if (!BUG) __syncthreads();",
+    ),
+    "the next row where this one is read": (
+        "cuda/chain_wide.cuh",
+        "return at<StepRow>(memory.rows)[i % 2];",
+        "return at<StepRow>(memory.rows)[BUG ? 0 : i % 2];",
+    ),
+    "operands beyond a layer's inputs": (
+        "cuda/chain_wide.cuh",
+        "if (i && k + i >= in_tiles) break;",
+        "if (!BUG && i && k + i >= in_tiles) break;",
+    ),
+    "no second half of the last operand": (
+        "cuda/chain_wide.cuh",
+        "Tier::store(in, 1, operand(0, c / 2, m), 1);",
+        "if (!BUG) Tier::store(in, 1, operand(0, c / 2, m), 1);",
+    ),
+    "operands of another stride": (
+        "cuda/chain_wide.cuh",
+        "(k * tiles + m) * 32 * kLaneWords",
+        "(k * (tiles - BUG) + m) * 32 * kLaneWords",
+    ),
+    "a warp's columns of another group": (
+        "cuda/wide_pack.cpp",
+        "const int group = warp % l.groups, last",
+        "const int group = (warp + BUG) % l.groups, last",
+    ),
+    "low parts where the high ones lie": (
+        "cuda/mma_tiers.cuh",
+        "reinterpret_cast<uint2*>(at + 32)[half]",
+        "reinterpret_cast<uint2*>(at + (BUG ? 0 : 32))[half]",
+    ),
+    "three columns for four": (
+        "cuda/chain_wide.cuh",
+        "j < 3 || columns == 4",
+        "j < 3 || (!BUG && columns == 4)",
+    ),
+    "the step's own table for all steps": (
+        "cuda/wide_pack.cpp",
+        "op.step_table < 0 ? 0 : width",
+        "BUG || op.step_table < 0 ? 0 : width",
+    ),
+}
+
+
+ALL = MUTANTS | WIDE_MUTANTS
 
 
 def planted() -> list[Change]:
     return [
         (file, right, wrong.replace("BUG", f"(mutant() == {number})"))
-        for number, (file, right, wrong) in enumerate(MUTANTS.values(), 1)
+        for number, (file, right, wrong) in enumerate(ALL.values(), 1)
     ]
 
 
@@ -122,6 +191,7 @@ def module() -> Any:
 
 def every_test(module: Any) -> None:
     n = 70
+    configure(module.__file__, schedule=0)
     general = {
         "wide": random_plan(3, 4, (130, 9), n_rows=3),
         "guided": random_plan(9, 2, (40, 9), n_classes=5, branches=2),
@@ -139,16 +209,26 @@ def every_test(module: Any) -> None:
         plan = constant_plan(dim, dim, n_classes=4)
         assert_cpu_bits(plan, n, tensor_cores=True, module=module, **labels_of(plan, n))
     for precision in ("float32", "bfloat16"):
-        check_precision(general["guided"], n, precision, module=module, **labels_of(general["guided"], n))
+        check_precision(
+            general["guided"], n, precision, on={"module": module}, **labels_of(general["guided"], n)
+        )
+
+
+def wide_test(module: Any) -> None:
+    plan, n = random_plan(21, 21, (140, 264), n_classes=5, branches=2, n_rows=3), 33
+    configure(module.__file__, schedule=1)  # in the usual order warps keep step, as if barriers were there
+    for precision in ("float32", "bfloat16"):
+        check_precision(plan, n, precision, path="wide", on={"module": module}, **labels_of(plan, n))
 
 
 def test_none_awake(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DF_MUTANT", "0")
     every_test(module)
+    wide_test(module)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", ALL)
 def test_each_is_caught(name: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DF_MUTANT", str(1 + list(MUTANTS).index(name)))
+    monkeypatch.setenv("DF_MUTANT", str(1 + list(ALL).index(name)))
     with pytest.raises((AssertionError, RuntimeError)):
-        every_test(module)
+        (wide_test if name in WIDE_MUTANTS else every_test)(module)

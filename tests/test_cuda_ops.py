@@ -208,3 +208,39 @@ def test_devices_that_do_not_exist(device: Any) -> None:
             call()
     with pytest.raises(RuntimeError, match="Device"):  # the module's own check
         device.normal(torch.empty(4).data_ptr(), 1, 4, 0, 0, 0, 0, 0, 0, 0, count, 0)
+
+
+# ---- arrays of other libraries
+
+
+def test_arrays_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CuPy and JAX export there is used where it lies; a result without out is of x's kind."""
+
+    class Array:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor, self.shape, self.dtype = tensor, tensor.shape, tensor.dtype
+
+        def __dlpack__(self, **options: Any) -> Any:
+            raise AssertionError("from_dlpack is another here")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __array_namespace__(self) -> Any:
+            return SimpleNamespace(from_dlpack=Array)
+
+    monkeypatch.setattr(torch, "from_dlpack", lambda array: array.tensor)
+    x, F, h, out = values(4)
+    want = reverse_step(x, F, EVERY, seed=3, history=[h.clone(), h.clone(), h.clone()])
+    x, F, out = to([x, F, out])
+    past = to([h, h, h])
+    arrays = [Array(tensor) for tensor in past]
+    assert reverse_step(Array(x), F, EVERY, seed=3, history=arrays, out=Array(out)).tensor is out
+    assert torch.equal(plain(out), want)
+    assert torch.equal(plain(past[1]), h) and not torch.equal(plain(past[0]), h)
+    got = reverse_step(Array(x), Array(F), PLAIN, seed=3)
+    assert type(got) is Array and torch.equal(
+        plain(got.tensor), reverse_step(plain(x), plain(F), PLAIN, seed=3)
+    )
+    with pytest.raises(ValueError, match=r"model_output: got .*accepted: .* on cuda:0"):
+        reverse_step(Array(x), plain(F), PLAIN, seed=3)

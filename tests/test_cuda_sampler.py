@@ -105,9 +105,7 @@ def test_any_split_has_the_same_bits(hidden: tuple[int, ...]) -> None:
     whole = plain(there.sample(N, seed=7, start=1000, labels=y))
     parts = [plain(there.sample(1, seed=7, start=1000 + i, labels=y[i : i + 1])) for i in (0, 33, N - 1)]
     assert torch.equal(torch.cat(parts), whole[[0, 33, N - 1]])
-    chunks = list(there.stream(N, 33, seed=7, start=1000, labels=y))
-    assert all(isinstance(chunk, OnDevice) for chunk in chunks)
-    assert torch.equal(torch.cat([plain(chunk) for chunk in chunks]), whole)
+    assert torch.equal(torch.cat(list(there.stream(N, 33, seed=7, start=1000, labels=y))), whole)
 
 
 # ---- samples that leave the device
@@ -129,6 +127,49 @@ def test_chunks_on_their_way_to_the_cpu(size: int, monkeypatch: pytest.MonkeyPat
             got = there.sample(n, return_trajectory=trajectory, out=out, **given)
             assert type(got) is Tensor and torch.equal(got, want)
             assert np.array_equal(np.asarray(out), want.numpy())
+
+
+@pytest.mark.parametrize("size", [1, 30, 35, 69, 70, 100])
+def test_stream(size: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Chunks are copied out while the next ones are drawn, each to memory of its own."""
+    cpu, there = pair(make_model(N_CLASSES, **WIDE))
+    n = 6 if size == 1 else N
+    for trajectory in (False, True):
+        call: dict[str, Any] = {"labels": torch.arange(n) % 5, "return_trajectory": trajectory, "seed": 3}
+        chunks = list(there.stream(n, size, **call))
+        assert all(type(chunk) is Tensor and chunk.shape[trajectory] <= size for chunk in chunks)
+        assert torch.equal(torch.cat(chunks, dim=int(trajectory)), cpu.sample(n, **call))
+    assert list(there.stream(0, size)) == []
+    assert torch.equal(torch.cat(list(there.stream(n, size, progress=True))), cpu.sample(n))
+    assert "100%" in capfd.readouterr().err
+
+
+def test_a_stream_of_samples_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = pair(make_model(**WIDE))[1]
+    run = cuda_chain.CudaChain.run
+
+    def sample_65_is_not(self: Any, call: Any, target: Tensor) -> Any:
+        return run(self, call, target) | to(torch.arange(call.start, call.start + call.n) == 65)
+
+    monkeypatch.setattr(cuda_chain.CudaChain, "run", sample_65_is_not)
+    stream = there.stream(N, 40, start=5)
+    with pytest.warns(RuntimeWarning, match="1 of 30 samples hold NaN or infinity: sample 65 ") as told:
+        assert len(list(stream)) == 2
+    assert told[0].filename == __file__
+
+
+def test_a_stream_notices_other_weights() -> None:
+    there = pair(make_model(**WIDE), backend="native")[1]
+    stream = there.stream(N, 20)
+    next(stream)
+    with torch.no_grad():
+        next(there.model.parameters()).add_(1)
+    try:
+        with pytest.raises(RuntimeError, match="weights have changed"):
+            next(stream)
+    finally:
+        with torch.no_grad():
+            next(there.model.parameters()).sub_(1)
 
 
 def test_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:

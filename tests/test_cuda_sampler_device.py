@@ -18,7 +18,7 @@ from diffusion_fast import cuda_chain
 pytestmark = pytest.mark.cuda
 
 N = 1001
-WIDTHS = {"wide": (72,), "narrow": (32, 24)}
+WIDTHS = {"wider": (264, 136), "wide": (72,), "narrow": (32, 24)}
 
 
 def pair(hidden: tuple[int, ...], **options: Any) -> tuple[df.Sampler, df.Sampler]:
@@ -59,7 +59,7 @@ def test_samples_as_on_the_cpu(name: str) -> None:
 def test_any_split_and_the_way_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     there = pair(WIDTHS[name])[1]
     whole = there.sample(N, seed=3, labels=1)
-    assert torch.equal(torch.cat(list(there.stream(N, 77, seed=3, labels=1))), whole)
+    assert torch.equal(torch.cat(list(there.stream(N, 77, seed=3, labels=1))), whole.cpu())
     for size in (1 << 20, 300, 77):
         monkeypatch.setattr(cuda_chain, "chunk_size", lambda *_, size=size: size)
         out = np.zeros((N, 3), np.float32)

@@ -9,7 +9,7 @@ import cuda_build
 import pytest
 
 TESTS = Path(__file__).parent
-FILES = ["test_cuda_step.py", "test_cuda_chain.py", "test_cuda_mma.py"]
+FILES = ["test_cuda_step.py", "test_cuda_chain.py", "test_cuda_mma.py", "test_cuda_wide.py"]
 # what goes through every kernel, for each change
 PART = [
     "test_cuda_step.py::test_every_size_as_on_the_cpu",
@@ -18,6 +18,7 @@ PART = [
     "test_cuda_chain.py::test_given_noise_start_and_trajectory",
     "test_cuda_chain.py::test_thresholds_rescale_and_guidance",
     "test_cuda_mma.py::test_classes_and_guidance",
+    "test_cuda_wide.py::test_classes_and_guidance",
 ]
 SCRIPT = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
 

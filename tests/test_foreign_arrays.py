@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import diffusion_fast as df
-from diffusion_fast import foreign_arrays
+from diffusion_fast import cuda, foreign_arrays
 from diffusion_fast.ops import reverse_step
 
 SCHEDULE = df.NoiseSchedule.linear(n_steps=6, beta_start=0.01, beta_end=0.3)
@@ -115,7 +115,10 @@ def test_a_stranger_with_a_namespace_gets_its_own_kind() -> None:
     assert isinstance(got, Named) and torch.equal(got.tensor, reverse_step(x, F, ROW, seed=3))
 
 
-def test_another_device_is_refused() -> None:
+@pytest.mark.parametrize(("device", "why"), [(10, ""), (2, r"\(CUDA cannot be used: no driver\)")])
+def test_another_device_is_refused(device: int, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kDLROCM; and CUDA where there is none."""
+    monkeypatch.setattr(cuda, "problem", lambda: "no driver")
     x, F, out = values(3)
     before = out.clone()
     good = {
@@ -127,13 +130,13 @@ def test_another_device_is_refused() -> None:
         "out": out,
     }
     for name, tensor in good.items():
-        bad = good | {name: Stranger(getattr(tensor, "tensor", tensor), device=2)}
+        bad = good | {name: Stranger(getattr(tensor, "tensor", tensor), device=device)}
         with pytest.raises(
-            ValueError, match=rf"^{name}: got .* on DLPack device \(2, 0\); accepted: .*on the CPU"
+            ValueError, match=rf"^{name}: got .* on DLPack device \({device}, 0\); accepted: .*{why}"
         ):
             reverse_step(row=ROW, guidance_scale=2.0, **bad)
     with pytest.raises(ValueError, match=r"history\[1\]: got .* on DLPack device"):
-        reverse_step(Stranger(x), F, PUSH, history=[out, Stranger(x, device=2)])
+        reverse_step(Stranger(x), F, PUSH, history=[out, Stranger(x, device=device)])
     assert torch.equal(out, before)
 
 

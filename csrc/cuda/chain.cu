@@ -2,6 +2,7 @@
 #include "chain.h"
 #include "chain_general.cuh"
 #include "mma_kernels.h"
+#include "wide_kernels.h"
 
 namespace df::cuda {
 namespace {
@@ -13,12 +14,21 @@ GeneralKernel general_kernel(const Program& program) {
 }
 
 const void* kernel_of(const Program& program) {
-    return program.on_tensor_cores() ? reinterpret_cast<const void*>(mma_kernel(program.mma_shape()))
-                                     : reinterpret_cast<const void*>(general_kernel(program));
+    switch (program.path()) {
+        case Path::kMma:
+            return reinterpret_cast<const void*>(mma_kernel(program.mma_shape()));
+        case Path::kWide:
+            return reinterpret_cast<const void*>(wide_kernel(program.wide_shape().precision));
+        case Path::kGeneral:
+            break;
+    }
+    return reinterpret_cast<const void*>(general_kernel(program));
 }
 
+// Of a block, at most
 size_t shared_bytes(const Program& program) {
-    if (program.on_tensor_cores()) return size_t(program.mma_shape().shared_bytes);
+    if (program.path() == Path::kMma) return size_t(program.mma_shape().shared_bytes);
+    if (program.path() == Path::kWide) return size_t(program.wide_shape().shared_bytes);
     const GeneralShape& shape = program.general_shape();
     return size_t(kKeyBytes + (shape.in_shared ? shape.block_bytes : 0));
 }
@@ -44,11 +54,16 @@ void run_chain(const Program& program, ChainArgs args, int64_t max_blocks, int d
     allow_shared_memory(program);
     const dim3 grid(unsigned(program.blocks(args.n, max_blocks)));
     const size_t bytes = shared_bytes(program);
-    if (program.on_tensor_cores())
-        launch(mma_kernel(program.mma_shape()), grid, dim3(kMmaThreads), bytes, stream,
-               MmaArgs{args, program.mma_view()});
-    else
-        launch(general_kernel(program), grid, dim3(kGeneralThreads), bytes, stream, args);
+    switch (program.path()) {
+        case Path::kMma:
+            return launch(mma_kernel(program.mma_shape()), grid, dim3(kMmaThreads), bytes, stream,
+                          MmaArgs{args, program.mma_view()});
+        case Path::kWide:
+            return launch(wide_kernel(program.wide_shape().precision), grid, dim3(kWideThreads), bytes,
+                          stream, WideArgs{args, program.wide_view(), program.wide_tiles(args.n)});
+        case Path::kGeneral:
+            return launch(general_kernel(program), grid, dim3(kGeneralThreads), bytes, stream, args);
+    }
 }
 
 }  // namespace df::cuda

@@ -60,6 +60,60 @@ struct MmaView {
     int32_t history;  // whether the rows have one
 };
 
+// ---- wider ones, on tensor cores with weights that stream through shared memory (chain_wide.cuh)
+
+constexpr int kWideWarps = 8, kWideThreads = 32 * kWideWarps;
+constexpr int kWideTiles = 8;      // of 16 samples, the most that a block has, by registers
+constexpr int kPieceBytes = 1024;  // of a warp's weights: what it loads at a time
+constexpr int kPieceStages = 3;    // one that is read, the others under way
+
+// The warps share a layer's columns among `groups` (1, 2, 4 or 8) of them, and rows among those of a group.
+struct WideLayer {
+    int64_t starts, class_table;  // rows of 8 out_tiles values
+    int32_t start_stride;         // words from one row of starts to the next step's, 0: one for all
+    int32_t in_tiles, out_tiles;  // operands of 16 inputs, tiles of 8 outputs
+    int32_t groups;
+    uint32_t function;
+    float param;
+};
+
+struct WideView {
+    WideLayer layers[kMaxLayers];
+    int64_t weights[kWideWarps];  // pieces of each warp, in the order of its reads
+    int32_t pieces[kWideWarps];
+    int32_t n_layers, history, branches;
+    int32_t operand_bytes;    // of a warp's 16 x 16 values
+    int32_t buffer_tiles[2];  // operands side by side in each buffer of activations
+};
+
+// Where things lie in a block's shared memory, in bytes from its start; the weights come first.
+struct WideMemory {
+    int64_t buffers[2];
+    int64_t x, F, null, history;  // four values of each thread for each of its tiles, 12 of the history
+    int64_t labels, rows, keys, bytes;
+};
+
+// tiles: of 16 samples, of the block
+DF_INLINE WideMemory wide_memory(const WideView& v, int tiles) {
+    const WideLayer& last = v.layers[v.n_layers - 1];
+    const int row_groups = kWideWarps / last.groups;
+    const int64_t own =
+        int64_t((last.out_tiles + last.groups - 1) / last.groups) * ((tiles + row_groups - 1) / row_groups);
+    const int64_t state = own * kWideThreads * 16;
+    WideMemory m{};
+    m.buffers[0] = kWideWarps * kPieceStages * kPieceBytes;
+    m.buffers[1] = m.buffers[0] + int64_t(v.buffer_tiles[0]) * tiles * v.operand_bytes;
+    m.x = m.buffers[1] + int64_t(v.buffer_tiles[1]) * tiles * v.operand_bytes;
+    m.F = m.x + state;
+    m.null = m.F + state;
+    m.history = m.null + (v.branches == 2 ? state : 0);
+    m.labels = m.history + (v.history ? 3 * state : 0);
+    m.rows = m.labels + tiles * 16 * 4;
+    m.keys = m.rows + 2 * int64_t(sizeof(StepRow));
+    m.bytes = m.keys + kKeyBytes;
+    return m;
+}
+
 // One call. Device pointers; null where not given. As cpu::ChainArgs, which says what each is.
 struct ChainArgs {
     ProgramView program;

@@ -13,7 +13,7 @@
 #include "device.h"
 #include "mma_kernels.h"
 #include "mma_tiers.cuh"
-#include "row.cuh"
+#include "state_lane.cuh"
 
 namespace df::cuda {
 
@@ -28,84 +28,34 @@ __device__ __forceinline__ void copy_to_shared(unsigned char* to, const void* fr
         ptx::cp_async16(to + i, static_cast<const unsigned char*>(from) + i);
 }
 
-static __device__ __attribute__((noinline)) float4 shared_normal4(const RoundKeys& keys, uint32_t quad,
-                                                                  uint32_t word, uint32_t low,
-                                                                  uint32_t high) {
-    float z[4];
-    normal4<ScalarLanes>(keys, quad, word, low, high, z);
-    return make_float4(z[0], z[1], z[2], z[3]);
-}
-
 // H: width of the layers, D: eights of columns of x, M: tiles of 16 samples a warp.
 template <class Tier, int H, int D, int M>
-struct MmaWarp {
+struct MmaWarp : StateLane<kMmaThreads> {
+    using Lane = StateLane<kMmaThreads>;
     using Operand = typename Tier::Operand;
     using Weight = typename Tier::Weight;
     using Accumulator = typename Tier::Accumulator;
     static constexpr int kSamples = 16 * M, N = H / 8, K = H / 16, K0 = (D + 1) / 2;
 
-    const ChainArgs& a;
     const MmaView& net;
     const Weight* const weights;
     const float* const starts;
     unsigned char* const ring;  // two stages of row and start values
     float* const history;       // of this thread: 3 values of each element, kMmaThreads apart
-    const RoundKeys& device_keys;
     const int64_t first;
 
-    const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-    float x[M][D][4];
-    int32_t labels[M][2];
+    float x[M][D][4] = {};
+    int32_t labels[M][2] = {};
 
-    __device__ int64_t sample(int m, int half) const { return first + 16 * m + g + 8 * half; }
-    __device__ bool valid(int m, int half) const { return sample(m, half) < a.n; }
-    static __device__ int half_of(int r) { return r / 2; }
-    __device__ int column(int c, int r) const { return 8 * c + 2 * t + r % 2; }
+    __device__ int64_t first_of(int m) const { return first + 16 * m; }
 
-    // f(m, c, r, sample, column) for the elements of x that exist
+    // f(m, c) for the tiles of x
     template <class Each>
-    __device__ void each(Each f) {
+    __device__ void each_tile(Each f) const {
 #pragma unroll
         for (int m = 0; m < M; ++m)
 #pragma unroll
-            for (int c = 0; c < D; ++c)
-#pragma unroll
-                for (int r = 0; r < 4; ++r)
-                    if (valid(m, r / 2) && column(c, r) < a.program.dim)
-                        f(m, c, r, sample(m, r / 2), column(c, r));
-    }
-
-    // ---- noise
-
-    // The normals of a quad: of row g of tile m for even t, of row g + 8 for odd.
-    // often: in the chain's loop, where the code is not shared and its keys come as constants.
-    template <bool often>
-    __device__ void draw(uint32_t word, int m, int quad, float (&v)[4]) const {
-        const uint64_t index = a.start + uint64_t(sample(m, t % 2));
-        const uint32_t low = uint32_t(index), high = uint32_t(index >> 32);
-        if (often && !a.device_seed) return normal4<ScalarLanes>(a.keys, uint32_t(quad), word, low, high, v);
-        const float4 z =
-            shared_normal4(a.device_seed ? device_keys : a.keys, uint32_t(quad), word, low, high);
-        v[0] = z.x;
-        v[1] = z.y;
-        v[2] = z.z;
-        v[3] = z.w;
-    }
-
-    __device__ int quad(int c) const { return 2 * c + t / 2; }  // the one that holds this thread's columns
-
-    // To each thread the normals of its four elements: neighbours swap halves of their quads. `component` is
-    // not 0 in one and two dimensions only, where thread 0 of four holds all elements.
-    __device__ void spread(const float (&v)[4], uint32_t component, float (&z)[4]) const {
-        const float low0 = component == 0 ? v[0] : component == 1 ? v[1] : component == 2 ? v[2] : v[3];
-        const float low1 = component < 2 ? v[1] : v[3];
-        const bool odd = t % 2;
-        const float other0 = __shfl_xor_sync(~0u, odd ? low0 : v[2], 1);
-        const float other1 = __shfl_xor_sync(~0u, odd ? low1 : v[3], 1);
-        z[0] = odd ? other0 : low0;
-        z[1] = odd ? other1 : low1;
-        z[2] = odd ? v[2] : other0;
-        z[3] = odd ? v[3] : other1;
+            for (int c = 0; c < D; ++c) f(m, c);
     }
 
     // The step's normals of eight columns of a tile; `fresh`: not from the quads drawn for the step before.
@@ -114,13 +64,13 @@ struct MmaWarp {
     __device__ void noise(uint32_t word, bool fresh, uint32_t component, int m, int c, float (&quads)[M][4],
                           float (&z)[4]) const {
         if (M == 2 && a.program.dim <= 4) {
-            if (m == 0 && fresh) draw<true>(word, t / 2, 0, quads[0]);
+            if (m == 0 && fresh) draw<true>(word, first_of(t / 2), 0, quads[0]);
             spread(quads[0], component, z);
 #pragma unroll
             for (int r = 0; m == 1 && r < 4; ++r) z[r] = __shfl_xor_sync(~0u, z[r], 2);
             return;
         }
-        if (D > 1 || fresh) draw<true>(word, m, quad(c), quads[m]);
+        if (D > 1 || fresh) draw<D == 1>(word, first_of(m), quad(c), quads[m]);
         spread(quads[m], component, z);
     }
 
@@ -142,18 +92,20 @@ struct MmaWarp {
         for (int m = 0; m < M; ++m) acc[m] = Tier::start(of_class(m, 0), of_class(m, 1));
     }
 
-    template <int KT>
-    __device__ void multiply(Accumulator (&acc)[M], const Operand (&in)[M][KT], const Weight* w) const {
+    // acc += the products of operands from .. to - 1
+    template <int from, int to>
+    __device__ void multiply(Accumulator (&acc)[M], const Operand (&in)[M][K], const Weight* w) const {
 #pragma unroll
-        for (int k = 0; k < KT; ++k) {
+        for (int k = from; k < to; ++k) {
             const Weight b = w[k * 32 + lane];
 #pragma unroll
             for (int m = 0; m < M; ++m) Tier::multiply(acc[m], in[m][k], b);
         }
     }
 
-    template <int KT>
-    __device__ void hidden(int layer, const float* values, int branch, const Operand (&in)[M][KT],
+    __device__ static int k_tiles(int layer) { return layer ? K : K0; }
+
+    __device__ void hidden(int layer, const float* values, int branch, const Operand (&in)[M][K],
                            const Weight* w, Operand (&out)[M][K]) const {
         const auto function = Function(net.function[layer]);
         const float param = net.param[layer];
@@ -161,7 +113,8 @@ struct MmaWarp {
         for (int n = 0; n < N; ++n) {
             Accumulator acc[M];
             start(acc, layer, values, branch, n);
-            multiply(acc, in, w + n * KT * 32);
+            multiply<0, K0>(acc, in, w + n * k_tiles(layer) * 32);
+            if (layer) multiply<K0, K>(acc, in, w + n * k_tiles(layer) * 32);
 #pragma unroll
             for (int m = 0; m < M; ++m) {
                 float v[4];
@@ -178,7 +131,7 @@ struct MmaWarp {
         return row < 0 ? starts + layer * H : step_starts + row * H;
     }
 
-    __device__ void input(float c_in, Operand (&in)[M][K0]) const {
+    __device__ void input(float c_in, Operand (&in)[M][K]) const {
 #pragma unroll
         for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -199,17 +152,13 @@ struct MmaWarp {
 
     __device__ void network(float c_in, const float* step_starts, int branch, float (&F)[M][D][4]) const {
         Operand values[M][K];
+        input(c_in, values);
         const Weight* w = weights;
-        {
-            Operand in[M][K0];
-            input(c_in, in);
-            hidden(0, values_of(0, step_starts), branch, in, w, values);
-            w += N * K0 * 32;
-        }
 #pragma unroll 1
-        for (int layer = 1; layer < net.layers - 1; ++layer, w += N * K * 32) {
+        for (int layer = 0; layer < net.layers - 1; ++layer) {
             Operand next[M][K];
             hidden(layer, values_of(layer, step_starts), branch, values, w, next);
+            w += N * k_tiles(layer) * 32;
 #pragma unroll
             for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -220,7 +169,7 @@ struct MmaWarp {
         for (int c = 0; c < D; ++c) {
             Accumulator acc[M];
             start(acc, last, values_of(last, step_starts), branch, c);
-            multiply(acc, values, w + c * K * 32);
+            multiply<0, K>(acc, values, w + c * K * 32);
 #pragma unroll
             for (int m = 0; m < M; ++m) {
                 Tier::values(acc[m], F[m][c]);
@@ -229,25 +178,27 @@ struct MmaWarp {
         }
     }
 
-    // F(u): with guidance F = F_u + s (F_c - F_u)
+    // F(u): with guidance F = F_u + s (F_c - F_u), the network's code being there once
     __device__ void evaluate(const StepRow& row, const float* step_starts, float (&F)[M][D][4]) const {
-        network(row.c_in, step_starts, 0, F);
-        if (a.program.branches == 1 || row.guidance == 1.0f) return;
+        const bool guided = a.program.branches == 2 && row.guidance != 1.0f;
         float null[M][D][4];
-        network(row.c_in, step_starts, 1, null);
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-            const float scale[] = {guidance(row, m, 0), guidance(row, m, 1)};
-#pragma unroll
-            for (int c = 0; c < D; ++c)
-#pragma unroll
-                for (int r = 0; r < 4; ++r)
-                    F[m][c][r] = __fmaf_rn(scale[r / 2], F[m][c][r] - null[m][c][r], null[m][c][r]);
+#pragma unroll 1
+        for (int branch = guided; branch >= 0; --branch) {
+            network(row.c_in, step_starts, branch, F);
+            if (branch) each_tile([&](int m, int c) { copy(F[m][c], null[m][c]); });
         }
+        if (!guided) return;
+        each_tile([&](int m, int c) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r)
+                F[m][c][r] =
+                    __fmaf_rn(guidance(row, first_of(m), r), F[m][c][r] - null[m][c][r], null[m][c][r]);
+        });
     }
 
-    __device__ float guidance(const StepRow& row, int m, int half) const {
-        return a.guidance && valid(m, half) ? a.guidance[sample(m, half)] : row.guidance;
+    static __device__ void copy(const float (&from)[4], float (&to)[4]) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) to[r] = from[r];
     }
 
     // ---- the chain
@@ -267,87 +218,19 @@ struct MmaWarp {
 
     __device__ void begin() {
 #pragma unroll
-        for (int m = 0; m < M; ++m) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-                labels[m][half] = a.labels && valid(m, half) ? a.labels[sample(m, half)] : a.label;
-#pragma unroll
-            for (int c = 0; c < D; ++c) {
-                float v[4] = {};
-                if (!a.x_T) draw<false>(uint32_t(kPurposeInitial) << 28, m, quad(c), v);
-                spread(v, 0, x[m][c]);
-            }
-        }
-        if (a.x_T)
-            each([&](int m, int c, int r, int64_t s, int j) { x[m][c][r] = a.x_T[s * a.program.dim + j]; });
-#pragma unroll
         for (int m = 0; m < M; ++m)
 #pragma unroll
-            for (int c = 0; c < D; ++c)
-#pragma unroll
-                for (int r = 0; r < 4; ++r)
-                    if (column(c, r) >= a.program.dim) x[m][c][r] = 0.0f;
-        if (a.labels) check_labels();
-        for (int i = 0; net.history && i < 12 * M * D; ++i) history[i * kMmaThreads] = 0.0f;
+            for (int half = 0; half < 2; ++half) labels[m][half] = label(sample(first_of(m), half));
+        each_tile([&](int m, int c) { Lane::begin(first_of(m), c, x[m][c]); });
+        for (int i = 0; has_history && i < 12 * M * D; ++i) history[i * kMmaThreads] = 0.0f;
     }
 
-    // A label that is out of range reads class 0 and makes its sample NaN.
-    __device__ void check_labels() {
-#pragma unroll
-        for (int m = 0; m < M; ++m)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                if (uint32_t(labels[m][half]) < uint32_t(a.program.n_classes)) continue;
-                labels[m][half] = 0;
-#pragma unroll
-                for (int c = 0; c < D; ++c)
-                    x[m][c][2 * half] = x[m][c][2 * half + 1] = ScalarLanes::as_float(0x7fc00000u);
-            }
-    }
-
-    // Fixed coordinates take their value, at the noise level of row i, which is about to evaluate x.
     __device__ void fix(int i, float signal, float noise) {
-        float z[M][D][4] = {};
-        if (noise != 0.0f) {
-#pragma unroll
-            for (int m = 0; m < M; ++m)
-#pragma unroll
-                for (int c = 0; c < D; ++c) {
-                    float v[4];
-                    draw<false>(uint32_t(i) | uint32_t(kPurposeForward) << 28, m, quad(c), v);
-                    spread(v, 0, z[m][c]);
-                }
-        }
-        each([&](int m, int c, int r, int64_t s, int j) {
-            if (a.fixed_mask[j])
-                x[m][c][r] = __fmaf_rn(noise, z[m][c][r], signal * a.fixed[s * a.fixed_stride + j]);
-        });
+        each_tile([&](int m, int c) { Lane::fix(i, first_of(m), c, signal, noise, x[m][c]); });
     }
 
     __device__ void write(float* rows) {
-        each([&](int m, int c, int r, int64_t s, int j) { rows[s * a.program.dim + j] = x[m][c][r]; });
-    }
-
-    // x <- the row's update; z: this step's normals, or unused
-    __device__ void update_tile(const StepRow& row, int m, int c, const float (&F)[4], const float (&z)[4]) {
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            float* h = history + ((m * D + c) * 4 + r) * 3 * kMmaThreads;
-            Element e{x[m][c][r], {}};
-            if (net.history)
-                for (int k = 0; k < 3; ++k) e.h[k] = h[k * kMmaThreads];
-            update(row, a.program.terms, e, F[r], 0.0f, z[r]);
-            x[m][c][r] = column(c, r) < a.program.dim ? e.x : 0.0f;
-            if (row.flags & kPush)
-                for (int k = 0; k < 3; ++k) h[k * kMmaThreads] = e.h[k];
-        }
-    }
-
-    __device__ void given_noise(int i, int m, int c, float (&z)[4]) const {
-#pragma unroll
-        for (int r = 0; r < 4; ++r)
-            if (valid(m, r / 2) && column(c, r) < a.program.dim)
-                z[r] = a.noise[(i * a.n + sample(m, r / 2)) * a.program.dim + column(c, r)];
+        each_tile([&](int m, int c) { Lane::write(rows, first_of(m), c, x[m][c]); });
     }
 
     __device__ void run() {
@@ -375,17 +258,14 @@ struct MmaWarp {
             const bool draws = row.s != 0.0f && !a.noise;  // fma(0, z, x) is x
             const uint32_t word =
                 draws ? step_word(uint32_t(i), kPurposeStep, uint32_t(a.program.dim), component) : drawn;
-#pragma unroll
-            for (int m = 0; m < M; ++m)
-#pragma unroll
-                for (int c = 0; c < D; ++c) {
-                    float z[4] = {};
-                    if (draws)
-                        noise(word, word != drawn, component, m, c, quads, z);
-                    else if (row.s != 0.0f)
-                        given_noise(i, m, c, z);
-                    update_tile(row, m, c, F[m][c], z);
-                }
+            each_tile([&](int m, int c) {
+                float z[4] = {};
+                if (draws)
+                    noise(word, word != drawn, component, m, c, quads, z);
+                else if (row.s != 0.0f)
+                    given_noise(i, first_of(m), c, z);
+                update_tile<(D > 1)>(row, c, F[m][c], z, x[m][c], history + 12 * (m * D + c) * kMmaThreads);
+            });
             drawn = word;
             if (a.fixed_mask && i + 1 == n_rows) fix(i, 1.0f, 0.0f);
             if (a.trajectory) write(a.trajectory + int64_t(i + 1) * a.n * a.program.dim);
@@ -414,13 +294,12 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_chain(const __grid_constan
     __syncthreads();
     for (int64_t tile = int64_t(blockIdx.x) * kWarps + warp; tile * Warp::kSamples < a.n;
          tile += int64_t(gridDim.x) * kWarps)
-        Warp{a,
+        Warp{{a, *reinterpret_cast<const RoundKeys*>(keys), net.history != 0},
              net,
              reinterpret_cast<const typename Tier::Weight*>(weights),
              reinterpret_cast<const float*>(starts),
              rings + warp * 2 * stage_bytes(net),
              history + threadIdx.x,
-             *reinterpret_cast<const RoundKeys*>(keys),
              tile * Warp::kSamples}
             .run();
 }

@@ -1,18 +1,9 @@
-// Packs a plan of linear layers for the kernel on tensor cores (chain_mma.cuh).
+// Packs a plan of narrow linear layers for the kernel on tensor cores that keeps all weights in shared memory
+// (chain_mma.cuh).
 #pragma once
-#include <string>
-
-#include "image.h"
+#include "mma_plan.h"
 
 namespace df::cuda {
-
-struct DeviceLimits {
-    int64_t shared_bytes;  // of one block, with opt-in
-    int capability;        // 10 major + minor
-    int multiprocessors;
-};
-
-enum class Precision { kFloat32, kBfloat16, kFloat16 };
 
 // Which kernel: the layers' width and the eights of columns of x, both rounded up to what there is.
 struct MmaShape {
@@ -21,8 +12,8 @@ struct MmaShape {
     int64_t shared_bytes;      // of a block
 };
 
-// Fills shape where the kernel runs the plan, else returns what stands in the way.
-std::string mma_obstacle(const Plan& plan, Precision precision, const DeviceLimits& limits, MmaShape& shape);
+// Whether the kernel runs the plan, which has no chain_obstacle; if so, fills shape.
+bool choose_mma(const Plan& plan, Precision precision, const DeviceLimits& limits, MmaShape& shape);
 
 MmaView pack_mma(const Plan& plan, const MmaShape& shape, Image& image);
 

@@ -1,4 +1,5 @@
-// The precisions of chain_mma.cuh: how values become operands of mma.sync, and how good the activations are.
+// The precisions of the kernels on tensor cores: how values become operands of mma.sync, and how good the
+// activations are.
 #pragma once
 #include "../cpu/functions.h"
 #include "ptx.h"
@@ -11,10 +12,24 @@ static __device__ __attribute__((noinline)) float rare_function(Function functio
     return x;
 }
 
-template <class F>
-__device__ __forceinline__ void for_four(float (&v)[4], F f) {
+template <int n, class F>
+__device__ __forceinline__ void for_all(float (&v)[n], F f) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) v[r] = f(v[r]);
+    for (int i = 0; i < n; ++i) v[i] = f(v[i]);
+}
+
+// The same where the code of f is large: a few values at a time, and all of them move on.
+template <int n, class F>
+__device__ __forceinline__ void for_all_in_turn(float (&v)[n], F f) {
+    constexpr int kTurn = n < 32 ? 1 : n / 16;
+#pragma unroll 1
+    for (int at = 0; at < n; at += kTurn) {
+        float done[kTurn];
+#pragma unroll
+        for (int i = 0; i < kTurn; ++i) done[i] = f(v[i]);
+#pragma unroll
+        for (int i = 0; i < n; ++i) v[i] = i + kTurn < n ? v[(i + kTurn) % n] : done[(i + kTurn) % n];
+    }
 }
 
 // One product of 16-bit values. Activations by tanh.approx, whose error is below the rounding to 16 bits.
@@ -27,6 +42,20 @@ struct SixteenBits {
     struct Accumulator {
         float c[4];
     };
+    static constexpr int kPieceWeights = 4;  // chain_wide.cuh
+
+    static __device__ Weight weight_of(const uint4 (&piece)[2], int i) {
+        return i % 2 ? make_uint2(piece[i / 2].z, piece[i / 2].w)
+                     : make_uint2(piece[i / 2].x, piece[i / 2].y);
+    }
+
+    // An operand in shared memory: 16 bytes of each lane; `at` is this lane's.
+    static __device__ Operand load(const uint4* at) { return {{at->x, at->y, at->z, at->w}}; }
+
+    // The first or second eight columns of an operand, as those of the one there
+    static __device__ void store(const Operand& in, int from, uint4* at, int half) {
+        reinterpret_cast<uint2*>(at)[half] = make_uint2(in.a[2 * from], in.a[2 * from + 1]);
+    }
 
     static __device__ Accumulator start(float2 row, float2 row8) { return {{row.x, row.y, row8.x, row8.y}}; }
 
@@ -53,26 +82,27 @@ struct SixteenBits {
         out.a[3] = ptx::pack<type>(v[2] - high.x, v[3] - high.y);
     }
 
-    static __device__ void activate(Function function, float param, float (&v)[4]) {
+    template <int n>
+    static __device__ void activate(Function function, float param, float (&v)[n]) {
         switch (function) {
             case Function::kIdentity:
                 return;
             case Function::kRelu:
-                return for_four(v, [](float x) { return 0.0f > x ? 0.0f : x; });
+                return for_all(v, [](float x) { return 0.0f > x ? 0.0f : x; });
             case Function::kTanh:
-                return for_four(v, [](float x) { return ptx::tanh_approx(x); });
+                return for_all(v, [](float x) { return ptx::tanh_approx(x); });
             case Function::kSilu:  // x / (1 + exp(-x)) = h + h tanh(h), h = x / 2
-                return for_four(v, [](float x) {
+                return for_all(v, [](float x) {
                     const float h = 0.5f * x;
                     return __fmaf_rn(h, ptx::tanh_approx(h), h);
                 });
             case Function::kGeluTanh:  // h + h tanh(sqrt(2 / pi) (x + 0.044715 x^3))
-                return for_four(v, [](float x) {
+                return for_all(v, [](float x) {
                     const float h = 0.5f * x, u = x * __fmaf_rn(0.035677408f, x * x, 0.7978845608f);
                     return __fmaf_rn(h, ptx::tanh_approx(u), h);
                 });
             default:
-                return for_four(v, [=](float x) { return rare_function(function, param, x); });
+                return for_all_in_turn(v, [=](float x) { return rare_function(function, param, x); });
         }
     }
 };
@@ -90,6 +120,20 @@ struct SplitFloat32 {
     struct Accumulator {
         float high[4], low[4];
     };
+    static constexpr int kPieceWeights = 2;
+
+    static __device__ Weight weight_of(const uint4 (&piece)[2], int i) { return piece[i]; }
+
+    // The high parts of all lanes, then the low ones
+    static __device__ Operand load(const uint4* at) {
+        const uint4 high = at[0], low = at[32];
+        return {{high.x, high.y, high.z, high.w}, {low.x, low.y, low.z, low.w}};
+    }
+
+    static __device__ void store(const Operand& in, int from, uint4* at, int half) {
+        reinterpret_cast<uint2*>(at)[half] = make_uint2(in.high[2 * from], in.high[2 * from + 1]);
+        reinterpret_cast<uint2*>(at + 32)[half] = make_uint2(in.low[2 * from], in.low[2 * from + 1]);
+    }
 
     static __device__ Accumulator start(float2 row, float2 row8) {
         return {{row.x, row.y, row8.x, row8.y}, {0.0f, 0.0f, 0.0f, 0.0f}};
@@ -97,8 +141,8 @@ struct SplitFloat32 {
 
     static __device__ void multiply(Accumulator& acc, const Operand& in, Weight w) {
         ptx::mma<type>(acc.low, in.low, w.x, w.y);
+        ptx::mma<type>(acc.high, in.high, w.x, w.y);  // between two that depend on each other
         ptx::mma<type>(acc.low, in.high, w.z, w.w);
-        ptx::mma<type>(acc.high, in.high, w.x, w.y);
     }
 
     static __device__ void values(const Accumulator& acc, float (&v)[4]) {
@@ -121,23 +165,24 @@ struct SplitFloat32 {
         out.high[2] = out.high[3] = out.low[2] = out.low[3] = 0;
     }
 
-    static __device__ void activate(Function function, float param, float (&v)[4]) {
+    template <int n>
+    static __device__ void activate(Function function, float param, float (&v)[n]) {
         switch (function) {
             case Function::kIdentity:
                 return;
             case Function::kRelu:
-                return for_four(v, [](float x) { return 0.0f > x ? 0.0f : x; });
+                return for_all(v, [](float x) { return 0.0f > x ? 0.0f : x; });
             case Function::kTanh:
-                return for_four(v, [](float x) {
+                return for_all(v, [](float x) {
                     vf q;
                     const vf p = tanh_numerator(vf(x), q);
                     return p.v * ptx::rcp_approx(q.v);
                 });
             case Function::kSilu:
-                return for_four(
+                return for_all(
                     v, [](float x) { return x * ptx::rcp_approx(1.0f + ptx::ex2_approx(-1.44269504f * x)); });
             default:
-                return for_four(v, [=](float x) { return rare_function(function, param, x); });
+                return for_all_in_turn(v, [=](float x) { return rare_function(function, param, x); });
         }
     }
 };

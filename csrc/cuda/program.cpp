@@ -10,6 +10,8 @@ constexpr int kSamplesPerVector = 32;
 constexpr int kMmaBlocks = 3;  // of kMmaThreads on a multiprocessor, by registers
 constexpr const char* kPrecisions[] = {"float32", "bfloat16", "float16"};
 
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 const char* name_of(Precision precision) { return kPrecisions[int(precision)]; }
 
 int64_t workspace_bytes(const ProgramView& view, int vectors) {
@@ -42,19 +44,32 @@ Program::Program(const Plan& plan, Precision precision, const DeviceLimits& limi
     view_.terms = h.terms;
     view_.rows = image_.append(plan.rows);
     const std::string obstacle =
-        tensor_cores ? mma_obstacle(plan, precision, limits, mma_shape_) : "tensor cores are not to be used";
-    on_tensor_cores_ = obstacle.empty();
-    if (on_tensor_cores_) {
+        tensor_cores ? prepare_tensor_cores(plan, precision) : "tensor cores are not to be used";
+    if (obstacle.empty()) return;
+    prepare_general(plan);
+    reason_ = "float32 on the general path, as " + obstacle + ": a tile of " +
+              std::to_string(kSamplesPerVector * general_shape_.vectors) + " samples a block, in " +
+              (general_shape_.in_shared ? "shared memory" : "global memory");
+}
+
+std::string Program::prepare_tensor_cores(const Plan& plan, Precision precision) {
+    std::string obstacle = chain_obstacle(plan, precision);
+    if (!obstacle.empty()) return obstacle;
+    reason_ = std::string(name_of(precision)) + " on tensor cores: layers ";
+    if (choose_mma(plan, precision, limits_, mma_shape_)) {
+        path_ = Path::kMma;
         mma_view_ = pack_mma(plan, mma_shape_, image_);
-        reason_ = std::string(name_of(precision)) + " on tensor cores: layers " +
-                  std::to_string(mma_shape_.width) + " wide, " + std::to_string(16 * mma_shape_.tiles) +
-                  " samples a warp, weights in shared memory";
-    } else {
-        prepare_general(plan);
-        reason_ = "float32 on the general path, as " + obstacle + ": a tile of " +
-                  std::to_string(kSamplesPerVector * general_shape_.vectors) + " samples a block, in " +
-                  (general_shape_.in_shared ? "shared memory" : "global memory");
+        reason_ += std::to_string(mma_shape_.width) + " wide, " + std::to_string(16 * mma_shape_.tiles) +
+                   " samples a warp, weights in shared memory";
+        return "";
     }
+    obstacle = wide_obstacle(plan, precision, limits_, wide_shape_);
+    if (!obstacle.empty()) return obstacle;
+    path_ = Path::kWide;
+    wide_view_ = pack_wide(plan, wide_shape_, image_);
+    reason_ += "up to " + std::to_string(wide_shape_.widest) + " wide, " +
+               std::to_string(16 * wide_shape_.tiles) + " samples a block, weights streamed";
+    return "";
 }
 
 void Program::prepare_general(const Plan& plan) {
@@ -142,20 +157,30 @@ void Program::choose_shape() {
     general_shape_ = {2, false, workspace_bytes(view_, 2)};
 }
 
+int Program::wide_tiles(int64_t n) const {
+    const int64_t tiles = divide_up(n, 16);
+    const int64_t rounds = divide_up(tiles, int64_t(wide_shape_.tiles) * limits_.multiprocessors);
+    return int(divide_up(tiles, rounds * limits_.multiprocessors));
+}
+
 int64_t Program::blocks(int64_t n, int64_t max_blocks) const {
     int64_t samples = kSamplesPerVector * general_shape_.vectors;
     int64_t most = general_shape_.in_shared ? int64_t(1) << 30 : limits_.multiprocessors;
-    if (on_tensor_cores_) {  // as many as are resident: each loads the weights once
+    if (path_ == Path::kMma) {  // as many as are resident: each loads the weights once
         samples = kMmaThreads / 32 * 16 * mma_shape_.tiles;
         most = limits_.multiprocessors *
                std::min<int64_t>(kMmaBlocks, limits_.shared_bytes / mma_shape_.shared_bytes);
+    } else if (path_ == Path::kWide) {
+        samples = 16 * wide_tiles(n);
+        most = limits_.multiprocessors;
     }
     if (max_blocks > 0) most = std::min(most, max_blocks);
-    return std::min((n + samples - 1) / samples, most);
+    return std::min(divide_up(n, samples), most);
 }
 
 int64_t Program::scratch_bytes(int64_t n) const {
-    return on_tensor_cores_ || general_shape_.in_shared ? 0 : blocks(n, 0) * general_shape_.block_bytes;
+    if (path_ != Path::kGeneral || general_shape_.in_shared) return 0;
+    return blocks(n, 0) * general_shape_.block_bytes;
 }
 
 }  // namespace df::cuda

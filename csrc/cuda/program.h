@@ -3,10 +3,17 @@
 #pragma once
 #include "../slots.h"
 #include "mma_pack.h"
+#include "wide_pack.h"
 
 namespace df::cuda {
 
 Precision precision_named(const std::string& name);  // throws std::invalid_argument
+
+enum class Path {
+    kGeneral,  // any plan, in float32
+    kMma,      // on tensor cores, weights in shared memory
+    kWide,     // on tensor cores, weights streamed
+};
 
 // How the general kernel is launched.
 struct GeneralShape {
@@ -21,19 +28,24 @@ class Program {
     // std::invalid_argument that names what the device does not have.
     Program(const Plan& plan, Precision precision, const DeviceLimits& limits, bool tensor_cores);
 
-    const char* path() const { return on_tensor_cores_ ? "mma" : "general"; }
+    Path path() const { return path_; }
     const std::string& reason() const { return reason_; }
     const std::vector<uint32_t>& image() const { return image_.words(); }
     const ProgramView& view() const { return view_; }
-    bool on_tensor_cores() const { return on_tensor_cores_; }  // else the general kernel runs it
     const MmaShape& mma_shape() const { return mma_shape_; }
     const MmaView& mma_view() const { return mma_view_; }
+    const WideShape& wide_shape() const { return wide_shape_; }
+    const WideView& wide_view() const { return wide_view_; }
+    // Tiles of 16 samples of a block of the wide kernel: as few as let all multiprocessors work alike.
+    int wide_tiles(int64_t n) const;
     const GeneralShape& general_shape() const { return general_shape_; }
     // Blocks of a call for n samples, at most max_blocks where that is not 0.
     int64_t blocks(int64_t n, int64_t max_blocks) const;
     int64_t scratch_bytes(int64_t n) const;
 
   private:
+    // Returns what stands in the way of tensor cores.
+    std::string prepare_tensor_cores(const Plan& plan, Precision precision);
     void prepare_general(const Plan& plan);
     int64_t append_weight(const Plan& plan, const TileOp& op);
     ImageOp pack(const Plan& plan, const TileOp& op);
@@ -44,9 +56,11 @@ class Program {
     Image image_;
     std::vector<int> value_at_[2];  // feature of the workspace where each value begins, of each branch
     ProgramView view_{};
-    bool on_tensor_cores_ = false;
+    Path path_ = Path::kGeneral;
     MmaShape mma_shape_{};
     MmaView mma_view_{};
+    WideShape wide_shape_{};
+    WideView wide_view_{};
     GeneralShape general_shape_{};
     std::string reason_;
 };

@@ -9,7 +9,8 @@ Noise: a generator, or a list of them, draws what the original draws. Without on
 made inside the kernel, with a seed drawn from torch's global generator for each step: torch.manual_seed makes
 a run reproducible, and copies of a scheduler do not share their noise.
 
-The original's step runs, with the same state, for tensors on another device than the CPU or of another dtype
+Tensors are on the CPU or, where the kernels are built, on a CUDA device, whose current stream runs the step;
+nothing waits for it. The original's step runs, with the same state, for tensors elsewhere or of another dtype
 than float32, bfloat16 and float16, and for a step whose coefficients float32 cannot hold, such as that of an
 epsilon prediction at alphas_cumprod = 0.
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_fast import _checks, _cpu, _tensors, ops
+from diffusion_fast import _checks, _cpu, _tensors, cuda, ops
 from diffusion_fast.solvers.chain import Terms
 from diffusion_fast.solvers.levels import Affine, Level, predict
 from diffusion_fast.solvers.table import StepRow
@@ -189,7 +189,7 @@ def tensors(model_output: Any, sample: Any, *, upcast: bool = False) -> tuple[Te
         if not isinstance(tensor, Tensor):
             raise _checks.bad_type(name, tensor, "a tensor")
     F, x = model_output, sample
-    if F.dtype not in DTYPES or x.dtype not in DTYPES or not (F.is_cpu and x.is_cpu and x.ndim):
+    if F.dtype not in DTYPES or x.dtype not in DTYPES or not (x.ndim and _have_kernel(F, x)):
         return None
     if F.shape != x.shape:
         raise _checks.bad_value("model_output", F, f"a tensor of sample's shape, {tuple(x.shape)}")
@@ -199,6 +199,13 @@ def tensors(model_output: Any, sample: Any, *, upcast: bool = False) -> tuple[Te
     if F.dtype is not x.dtype or (upcast and x.dtype is not torch.float32):
         return F.float(), x.float()
     return F, x
+
+
+def _have_kernel(F: Tensor, x: Tensor) -> bool:
+    """Whether both are on one device, and one for which there are kernels."""
+    if x.is_cpu or F.is_cpu:
+        return x.is_cpu and F.is_cpu
+    return x.is_cuda and F.device == x.device and cuda.problem() is None
 
 
 def drawn(generator: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
@@ -287,10 +294,10 @@ def _field_names(kind: type) -> tuple[str, ...]:
 
 def _like(name: str, tensor: Any, x: Tensor) -> Tensor:
     """A contiguous tensor of x's dtype and shape, for x that was checked."""
-    fits = type(tensor) is Tensor and tensor.dtype is x.dtype and tensor.shape == x.shape and tensor.is_cpu
-    if fits and not tensor.requires_grad and tensor.is_contiguous():
+    fits = type(tensor) is Tensor and tensor.dtype is x.dtype and tensor.shape == x.shape
+    if fits and tensor.is_cpu and x.is_cpu and not tensor.requires_grad and tensor.is_contiguous():
         return tensor  # the usual case
-    return _tensors.given(name, tensor, x.dtype, x.shape)
+    return _tensors.given(name, tensor, x.dtype, x.shape, _tensors.CPU if x.is_cpu else x.device)
 
 
 def predictions(kind: str, signal: np.ndarray, noise: np.ndarray) -> tuple[Affine, Affine]:
