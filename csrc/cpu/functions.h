@@ -89,22 +89,29 @@ DF_INLINE vf tanh(vf x) {
 DF_INLINE vf sigmoid(vf x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }
 DF_INLINE vf silu(vf x) { return x / (splat(1.0f) + exp(-x)); }
 
-// x Phi(x). With a = |x| and the tail q = Phi(-a) = exp(-a^2/2) g(a), g rational (6e-9): x q for x < 0, x (1
-// - q) else, so the far negative side keeps its relative accuracy (1 + erf would cancel).
-DF_INLINE vf gelu(vf x) {
+// Phi(x) and the bell exp(-x^2/2). With a = |x| and the tail q = Phi(-a) = exp(-a^2/2) g(a), g rational
+// (6e-9): q for x < 0, 1 - q else, so the far negative side keeps its relative accuracy (1 + erf would
+// cancel).
+DF_INLINE vf normal_cdf(vf x, vf& bell) {
     const vf a = min_keep_nan(splat(14.6f), abs(x));
     const float p[] = {0.5f, 0.43848953f, 0.18337913f, 0.040681727f, 0.0041234973f};
     const float q[] = {1.0f, 1.674864f, 1.2031016f, 0.46985075f, 0.10198034f, 0.010335957f};
     // a^2/2 = h + l exactly, exp(-(h + l)) = exp(-h) (1 - l)
     const vf half = splat(0.5f) * a, h = a * half, l = fma(a, half, -h);
     const vf e = exp(-h);
-    const vf tail = fma(-l, e, e) * (polynomial(a, p) / polynomial(a, q));
-    return x * select(x < splat(0.0f), tail, splat(1.0f) - tail);
+    bell = fma(-l, e, e);
+    const vf tail = bell * (polynomial(a, p) / polynomial(a, q));
+    return select(x < splat(0.0f), tail, splat(1.0f) - tail);
 }
 
-// x / (1 + exp(-2 u)), u = sqrt(2/pi) (x + 0.044715 x^3), with the argument carried as w + w_err: it reaches
-// 100, where one rounding of it would cost exp a hundred ulp.
-DF_INLINE vf gelu_tanh(vf x) {
+DF_INLINE vf gelu(vf x) {
+    vf bell;
+    return x * normal_cdf(x, bell);
+}
+
+// 1 + exp(-2 u), u = sqrt(2/pi) (x + 0.044715 x^3), with the argument carried as w + w_err: it reaches 100,
+// where one rounding of it would cost exp a hundred ulp.
+DF_INLINE vf gelu_tanh_denominator(vf x) {
     const vf v = max_keep_nan(splat(-12.0f), min_keep_nan(splat(12.0f), x));
     const vf c1 = splat(-1.5957692f), c1_err = splat(4.534068e-08f);      // -2 sqrt(2/pi)
     const vf c2 = splat(-0.071354814f), c2_err = splat(-2.3988325e-09f);  // times 0.044715
@@ -112,17 +119,25 @@ DF_INLINE vf gelu_tanh(vf x) {
     const vf p = c2 * t, p_err = fma(c2, t, -p) + fma(c2, t_err, c2_err * t);
     const vf s = p + c1, c1_part = s - p, s_err = (p - (s - c1_part)) + (c1 - c1_part);  // two-sum
     const vf w = v * s, w_err = fma(v, s, -w) + v * (s_err + (p_err + c1_err));
-    return x / (splat(1.0f) + exp(w) * (splat(1.0f) + w_err));
+    return splat(1.0f) + exp(w) * (splat(1.0f) + w_err);
 }
+
+DF_INLINE vf gelu_tanh(vf x) { return x / gelu_tanh_denominator(x); }
 
 DF_INLINE vf softplus(vf x) { return max_keep_nan(splat(0.0f), x) + log1p_unit(exp(-abs(x))); }
 
-// x tanh(softplus(x)) = x n / (n + 2), n = e (e + 2), e = exp(x); for x > 0 multiplied through by exp(-2x)
-DF_INLINE vf mish(vf x) {
+// tanh(softplus(x)) = n / (n + rest): n = e (e + 2), e = exp(x), rest = 2; for x > 0 multiplied through by
+// exp(-2x)
+DF_INLINE void mish_parts(vf x, vf& n, vf& rest) {
     const vf u = exp(-abs(x));
     const vf down = u * (u + splat(2.0f)), up = fma(splat(2.0f), u, splat(1.0f));
-    const vf n = select(x > splat(0.0f), up, down);
-    const vf rest = select(x > splat(0.0f), splat(2.0f) * u * u, splat(2.0f));
+    n = select(x > splat(0.0f), up, down);
+    rest = select(x > splat(0.0f), splat(2.0f) * u * u, splat(2.0f));
+}
+
+DF_INLINE vf mish(vf x) {
+    vf n, rest;
+    mish_parts(x, n, rest);
     return x * (n / (n + rest));
 }
 
