@@ -235,6 +235,8 @@ class Core:
         steps = -(-n // batch)
         rates = _rates(lr, steps)
         losses = torch.empty(steps, dtype=torch.float32)
+        if n == 0:
+            return losses
         with self._lock:
             self._trainer.run(
                 x.data_ptr(),

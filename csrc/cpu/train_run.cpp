@@ -250,6 +250,7 @@ struct Call {
         const auto now = Clock::now();
         if (now - polled < std::chrono::milliseconds(50)) return;
         polled = now;
+        const FloatingPointState as_python_has_it;
         stopped = !poll.function(poll.context, done);
     }
 };

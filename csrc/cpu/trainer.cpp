@@ -115,8 +115,6 @@ void Trainer::make_buffers(int64_t rows) {
 }
 
 TrainView Trainer::view() const {
-    float peak = 0.0f;
-    for (const AdamStep& s : steps_) peak = std::max(peak, s.rate);
     const float l2 = options_.decoupled ? 0.0f : float(options_.weight_decay);
     return {views_.data(),
             int(views_.size()) - 1,
@@ -128,7 +126,7 @@ TrainView Trainer::view() const {
             transposed_.get(),
             row_loss_.get(),
             steps_.data(),
-            {l2, bool(average_), options_.weight_decay == 0.0, peak}};
+            {l2, bool(average_), options_.weight_decay == 0.0, peak_rate_}};
 }
 
 // Appends the coefficients of the call's steps.
@@ -146,6 +144,7 @@ void Trainer::plan_steps(const TrainCall& call) {
                           float(1.0 / std::sqrt(1.0 - std::pow(kBeta2, k))),
                           float(options_.decoupled ? 1.0 - lr * options_.weight_decay : 1.0),
                           float(1.0 - decay), log_decays});
+        peak_rate_ = std::max(peak_rate_, steps_.back().rate);
         log_decays += std::log(decay);
     }
 }
@@ -161,6 +160,7 @@ void Trainer::settle_tables() {
         std::fill(chains_[c].settled.begin(), chains_[c].settled.end(), 0);
     }
     steps_.clear();
+    peak_rate_ = 0.0f;
 }
 
 // use(number of the parameter, element of it, where it lies in weights_, table) for every element

@@ -90,6 +90,7 @@ class Trainer {
     std::vector<TrainChain> views_;
     // Of the steps since the tables were last settled, and one more that holds the last sum of log_decays.
     std::vector<AdamStep> steps_;
+    float peak_rate_ = 0.0f;  // in steps_
     int64_t n_weights_ = 0, n_padded_ = 0, n_transposed_ = 0, steps_done_ = 0, buffer_rows_ = 0;
     Floats weights_, gradient_, moment1_, moment2_, average_, transposed_, row_loss_;
 };
