@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import around, captured, cases, guided, scaling, schedulers
+from benchmarks import around, captured, cases, guided, scaling, schedulers, training
 
 _ALL: list[cases.Case] = [
     *cases.CHAINS,
@@ -12,6 +12,7 @@ _ALL: list[cases.Case] = [
     *captured.CASES,
     *guided.CASES,
     *around.CASES,
+    *training.CASES,
     *schedulers.SCHEDULERS,
 ]
 CASES = {case.name: case for case in _ALL}

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "bind_poll.h"
 #include "bind_step_args.h"
 #include "cpu/run.h"
 
@@ -15,6 +16,7 @@ void bind_schedule(py::module_& m);
 namespace df {
 void bind_step(py::module_& m);
 void bind_tensor(py::module_& m);
+void bind_train(py::module_& m);
 }  // namespace df
 
 namespace {
@@ -28,26 +30,6 @@ T* pointer(uintptr_t address) {
 }
 
 const Kernels& chosen(const std::string& isa) { return isa.empty() ? kernels() : kernels_named(isa.c_str()); }
-
-// Lets Python handle signals and shows progress; called without the GIL by the thread that called in.
-struct PythonPoll {
-    py::object progress;
-    std::exception_ptr error;
-
-    static bool poll(void* self, int64_t done) { return static_cast<PythonPoll*>(self)->check(done); }
-
-    bool check(int64_t done) {
-        const py::gil_scoped_acquire gil;
-        try {
-            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-            if (!progress.is_none()) progress(done);
-            return true;
-        } catch (...) {
-            error = std::current_exception();
-            return false;
-        }
-    }
-};
 
 Plan plan_from(const py::bytes& bytes) {
     char* data = nullptr;
@@ -137,6 +119,7 @@ PYBIND11_MODULE(_cpu, m) {
     bind_schedule(m);
     bind_step(m);
     bind_tensor(m);
+    bind_train(m);
     py::class_<Program>(m, "Program", "A validated plan, packed for one instruction set; immutable.")
         .def(py::init([](const py::bytes& plan, const std::string& isa) {
                  return std::make_unique<Program>(plan_from(plan), chosen(isa));

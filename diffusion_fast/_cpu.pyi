@@ -33,6 +33,31 @@ class Program:
         progress: Callable[[int], None] | None = None,
     ) -> tuple[int, list[int]]: ...
 
+class Trainer:
+    def __init__(
+        self,
+        chains: list[tuple[list[tuple[int, int, bool, int, float]], int, bool]],
+        decoupled: bool,
+        weight_decay: float,
+        max_norm: float,
+        average: float,
+        isa: str = "",
+    ) -> None: ...
+    def load(self, parameters: list[int]) -> None: ...
+    def store(self, parameters: list[int], average: bool) -> None: ...
+    def run(
+        self,
+        x: int,
+        target: int,
+        indices: list[int],
+        rows: int,
+        batch: int,
+        rates: int,
+        losses: int,
+        threads: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> int: ...
+
 def validate_plan(plan: bytes) -> None: ...
 def reverse_step(
     row: bytes,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +23,8 @@ from diffusion_fast.datasets import Dataset
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.solvers.levels import PREDICTION_TYPES
 from diffusion_fast.threads import MAX_THREADS
+from diffusion_fast.training_steps import OPTIMIZERS, Noisy, Steps, make_steps
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Noise is drawn for many batches at once, which costs less per number; this bounds the memory it takes.
 BLOCK_ELEMENTS = 1 << 20
 VALIDATION_BATCH = 8192
@@ -66,6 +65,7 @@ def train(
     prediction_type: str = "epsilon",
     labels: Any = None,
     label_dropout: float = 0.0,
+    backend: str = "auto",
     threads: int | None = None,
 ) -> TrainingHistory:
     """Train `model(x, t)` (or `model(x, t, y)` with labels) in place and leave it in eval mode.
@@ -84,14 +84,17 @@ def train(
         ema: decay in (0, 1) of an exponential moving average of the weights, which then is what is
             validated and what the model is left with. The decay of step k is at most (1 + k) / (10 + k).
         seed: everything random comes from it; torch's global generator is left as it was. On one machine
-            with one number of threads the same seed gives the same weights.
+            the same seed gives the same weights; with torch's steps, at one number of threads.
         prediction_type: what the model learns to predict: "epsilon", "sample" (x0) or "v_prediction"
             (sqrt(abar) eps - sqrt(1 - abar) x0).
         labels: (n,) integers in [0, model.n_classes), for a model with classes.
         label_dropout: probability in [0, 1) that a row's label is replaced by the null class n_classes,
             for classifier-free guidance.
-        threads: of torch on the CPU. None takes one for small networks (fewer than 2^27 weights times rows in
-            a batch), where several would mostly wait for each other, else as many as torch is set to.
+        backend: "native" (the steps in C++, for a small MLPDenoiser or ConditionalMLPDenoiser on the CPU; an
+            error with the reason where it cannot), "torch", or "auto": native where it can and is faster. The
+            weights agree to rounding.
+        threads: on the CPU. None takes as many as torch is set to, where the network is large enough for
+            them: with torch's steps, one below 2^27 weights times rows in a batch.
 
     Raises ValueError or TypeError for an argument outside of what is listed, before the model is touched;
     FloatingPointError if the loss becomes NaN or infinite. Ctrl-C leaves the model in eval mode.
@@ -111,6 +114,7 @@ def train(
     _checks.flag("progress", progress)
     if threads is not None:
         _checks.integer("threads", threads, 1, MAX_THREADS)
+    _checks.choice("backend", backend, ("auto", "native", "torch"))
     parameters = _trainable(model)
     generator = torch.Generator(parameters[0].device).manual_seed(_checks.seed("seed", seed))
     noiser = _Noiser(model, schedule, prediction_type, label_dropout, generator)
@@ -118,7 +122,14 @@ def train(
         raise _checks.bad_value("label_dropout", label_dropout, "0, unless labels are given")
     rows, held_out = _split(model, _training_rows(model, data, labels), validation, generator)
     steps = epochs * math.ceil(len(rows) / batch_size)
-    trainer = _Trainer(model, parameters, noiser, optimizer, lr, lr_decay, weight_decay, ema, steps)
+    rates = _Rates(lr, lr_decay, steps)
+    _checks.choice("optimizer", optimizer, OPTIMIZERS)
+    decay = _checks.real("weight_decay", weight_decay, 0.0)
+    if ema is not None and _checks.real("ema", ema, 0.0, 1.0, open_low=True) == 1.0:
+        raise _checks.bad_value("ema", ema, "a decay in (0, 1)")
+    most_threads = threads or torch.get_num_threads()
+    made = make_steps(backend, model, parameters, batch_size, optimizer, decay, ema, most_threads)
+    trainer = _Trainer(model, parameters, noiser, made, rates)
     fixed = None if held_out is None else noiser.corrupt(held_out)
     if threads is None:
         small = sum(p.numel() for p in parameters) * batch_size < SMALL_STEP
@@ -144,6 +155,9 @@ def train(
                     history.stopped_early = epoch + 1 < epochs
                     break
             trainer.finish()
+        except KeyboardInterrupt:
+            made.sync()
+            raise
         finally:
             model.eval()
     history.seconds = time.perf_counter() - began
@@ -162,22 +176,6 @@ class _Rows:
 
     def take(self, index: Tensor) -> _Rows:
         return _Rows(self.x[index], None if self.labels is None else self.labels[index])
-
-
-@dataclass
-class _Noisy:
-    """Rows with noise added: what the model sees and what it should answer."""
-
-    x: Tensor
-    t: Tensor
-    labels: Tensor | None
-    target: Tensor
-
-    def batches(self, size: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """(arguments of the model, target) for each batch."""
-        inputs = [self.x, self.t] + ([] if self.labels is None else [self.labels])
-        parts = zip(*(tensor.split(size) for tensor in inputs), strict=True)
-        return zip(parts, self.target.split(size), strict=True)
 
 
 class _Noiser:
@@ -216,7 +214,7 @@ class _Noiser:
         self.signal = abar.sqrt().float().to(generator.device)
         self.noise = (1 - abar).sqrt().float().to(generator.device)
 
-    def corrupt(self, rows: _Rows) -> _Noisy:
+    def corrupt(self, rows: _Rows) -> Noisy:
         x0, generator, device = rows.x, self.generator, self.generator.device
         t = torch.randint(self.n_steps, (len(x0),), generator=generator, device=device)
         eps = torch.randn(x0.shape, generator=generator, device=device)
@@ -228,74 +226,55 @@ class _Noiser:
             dropped = torch.rand(len(x0), generator=generator, device=device) < self.label_dropout
             labels = labels.masked_fill(dropped, self.null_class)
         if self.prediction_type == "sample":
-            return _Noisy(x, t, labels, x0)
+            return Noisy(x, t, labels, x0)
         if self.prediction_type == "v_prediction":
-            return _Noisy(x, t, labels, (signal * eps).addcmul_(noise, x0, value=-1))
-        return _Noisy(x, t, labels, eps)
+            return Noisy(x, t, labels, (signal * eps).addcmul_(noise, x0, value=-1))
+        return Noisy(x, t, labels, eps)
+
+
+class _Rates:
+    """The learning rates of a run, step by step."""
+
+    def __init__(self, lr: float, decay: str, total_steps: int) -> None:
+        self.lr = _checks.real("lr", lr, 0.0, open_low=True)
+        self.cosine = _checks.choice("lr_decay", decay, ("none", "cosine")) == "cosine"
+        self.total_steps, self.steps_done = total_steps, 0
+
+    def take(self, count: int) -> list[float]:
+        begin, self.steps_done = self.steps_done, self.steps_done + count
+        if not self.cosine:
+            return [self.lr] * count
+        turns = (math.pi * step / self.total_steps for step in range(begin, self.steps_done))
+        return [self.lr * 0.5 * (1 + math.cos(turn)) for turn in turns]
 
 
 class _Trainer:
-    """The optimizer's state, the average of the weights, and the best weights so far."""
+    """The epochs of a run, and the best weights so far."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        parameters: list[Tensor],
-        noiser: _Noiser,
-        optimizer: str,
-        lr: float,
-        lr_decay: str,
-        weight_decay: float,
-        ema: float | None,
-        total_steps: int,
+        self, model: nn.Module, parameters: list[nn.Parameter], noiser: _Noiser, steps: Steps, rates: _Rates
     ) -> None:
         self.model, self.parameters, self.noiser = model, parameters, noiser
-        self.lr = _checks.real("lr", lr, 0.0, open_low=True)
-        self.cosine = _checks.choice("lr_decay", lr_decay, ("none", "cosine")) == "cosine"
-        make = OPTIMIZERS[_checks.choice("optimizer", optimizer, OPTIMIZERS)]
-        decay = _checks.real("weight_decay", weight_decay, 0.0)
-        # The fused optimizer is one call per step in place of a dozen per weight tensor.
-        self.optimizer = make(parameters, lr=self.lr, weight_decay=decay, fused=True)
-        self.ema = None if ema is None else _checks.real("ema", ema, 0.0, 1.0, open_low=True)
-        if self.ema == 1.0:
-            raise _checks.bad_value("ema", ema, "a decay in (0, 1)")
-        self.average = [] if ema is None else [p.detach().clone() for p in parameters]
-        self.total_steps, self.steps_done = total_steps, 0
+        self.steps, self.rates = steps, rates
         self.best_loss = math.inf
         self.best: dict[str, Tensor] | None = None
 
     def epoch(self, rows: _Rows, batch_size: int) -> float:
         """One pass over the rows in random order -> the mean training loss."""
         self.model.train()
-        total = torch.zeros((), device=rows.x.device)
+        total = 0.0
         order = torch.randperm(len(rows), generator=self.noiser.generator, device=rows.x.device)
         batches_per_block = max(1, BLOCK_ELEMENTS // (batch_size * rows.x[0].numel()))
         for index in order.split(batch_size * batches_per_block):
-            for inputs, target in self.noiser.corrupt(rows.take(index)).batches(batch_size):
-                total.add_(self.step(inputs, target), alpha=len(target))
-        return total.item() / len(rows)
-
-    def step(self, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
-        if self.cosine:
-            rate = self.lr * 0.5 * (1 + math.cos(math.pi * self.steps_done / self.total_steps))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = F.mse_loss(self.model(*inputs), target)
-        loss.backward()
-        self.optimizer.step()
-        self.steps_done += 1
-        if self.ema is not None:
-            # Early on a short memory, so that the random initial weights are soon forgotten.
-            decay = min(self.ema, (1 + self.steps_done) / (10 + self.steps_done))
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
-        return loss.detach()
+            noisy = self.noiser.corrupt(rows.take(index))
+            total += self.steps.run(noisy, batch_size, self.rates.take(math.ceil(len(index) / batch_size)))
+        return total / len(rows)
 
     @torch.no_grad()
-    def validate(self, fixed: _Noisy) -> float:
+    def validate(self, fixed: Noisy) -> float:
         """The mean loss of the averaged weights, which are kept if it is the lowest so far."""
-        current = [p.clone() for p in self.parameters] if self.average else []
+        self.steps.sync()
+        current = [p.clone() for p in self.parameters] if self.steps.average else []
         self._load_average()
         self.model.eval()
         total = torch.zeros((), device=fixed.x.device)
@@ -312,13 +291,14 @@ class _Trainer:
     @torch.no_grad()
     def finish(self) -> None:
         """Leave the model with its best weights."""
+        self.steps.sync()
         if self.best is not None:
             self.model.load_state_dict(self.best)
         else:
             self._load_average()
 
     def _load_average(self) -> None:
-        for parameter, value in zip(self.parameters, self.average, strict=False):
+        for parameter, value in zip(self.parameters, self.steps.average, strict=False):
             parameter.copy_(value)
 
 
@@ -328,13 +308,13 @@ def _finite(loss: float, epoch: int) -> float:
     return loss
 
 
-def _trainable(model: nn.Module) -> list[Tensor]:
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
     if not isinstance(model, nn.Module):
         raise _checks.bad_type("model", model, "a torch.nn.Module")
     for name, parameter in model.named_parameters():
         readable = _checks.readable(f"model.{name}", parameter.detach(), "weights with values")
         _checks.finite(f"model.{name}", readable)
-    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model: got one without trainable parameters; accepted: a module that has some")
     if any(p.dtype != torch.float32 for p in parameters):

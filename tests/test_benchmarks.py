@@ -14,7 +14,19 @@ import pytest
 import torch
 
 import diffusion_fast as df
-from benchmarks import around, captured, cases, figures, guided, peers, run, scaling, schedulers, traffic
+from benchmarks import (
+    around,
+    captured,
+    cases,
+    figures,
+    guided,
+    peers,
+    run,
+    scaling,
+    schedulers,
+    traffic,
+    training,
+)
 from benchmarks.registry import CASES
 from diffusion_fast import _timing, _torch_peers, shape_benchmark
 from diffusion_fast.models.mlp import ACTIVATIONS
@@ -306,9 +318,19 @@ def test_bad_input(call: Callable[[], Any], text: str) -> None:
 
 def test_registry_is_whole() -> None:
     kinds = {name.split("-")[0] for name in CASES}
-    assert kinds == {"chain", "latency", "step", "scaling", "captured", "guided", "around", "scheduler"}
+    assert kinds == {
+        "chain",
+        "latency",
+        "step",
+        "scaling",
+        "captured",
+        "guided",
+        "around",
+        "scheduler",
+        "training",
+    }
     lists = (cases.CHAINS, cases.LATENCIES, cases.STEPS, scaling.SCALINGS)
-    more = (captured.CASES, guided.CASES, around.CASES, schedulers.SCHEDULERS)
+    more = (captured.CASES, guided.CASES, around.CASES, training.CASES, schedulers.SCHEDULERS)
     assert len(CASES) == sum(map(len, (*lists, *more))), "two cases of one name"
     assert all(case.names[0] == "ours" for case in CASES.values())
 

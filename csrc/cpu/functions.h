@@ -387,7 +387,7 @@ DF_INLINE void map_vectors(F f, G f_slope, const float* x, float* y, float* slop
 }
 
 // y[i] = f(x[i]) and slope[i] = f'(x[i]), with the bits of the two apart; what they have in common, exp above
-// all, is computed once. The three do not overlap.
+// all, is computed once. y may be x; slope lies apart.
 [[maybe_unused]] static void apply_with_slope(Function function, float param, const float* x, float* y,
                                               float* slope, int count) {
     const auto both = [=](auto f, auto f_slope) {
@@ -405,9 +405,11 @@ DF_INLINE void map_vectors(F f, G f_slope, const float* x, float* y, float* slop
             return both([](vf v) { return gelu_tanh(v); }, [](vf v) { return gelu_tanh_slope(v); });
         case Function::kMish:
             return both([](vf v) { return mish(v); }, [](vf v) { return mish_slope(v); });
-        default:
-            apply(function, param, x, y, count);
+        case Function::kIdentity:
+            return both([](vf v) { return v; }, [](vf) { return splat(1.0f); });
+        default:  // the slope first: x may be gone after
             apply(slope_of(function), param, x, slope, count);
+            apply(function, param, x, y, count);
     }
 }
 

@@ -7,6 +7,7 @@
 #include "kernels.h"
 
 #include "step.h"
+#include "train_step.h"
 
 namespace df::DF_ISA {
 
@@ -74,6 +75,9 @@ const Kernels table = {
     df::DF_ISA::noise,
     df::DF_ISA::apply_all,
     df::DF_ISA::fma_burst,
+    {df::DF_ISA::kPanel, df::DF_ISA::condition_forward, df::DF_ISA::trunk, df::DF_ISA::condition_backward,
+     df::DF_ISA::gradient, df::DF_ISA::gradient_square, df::DF_ISA::row_square, df::DF_ISA::update,
+     df::DF_ISA::update_rows, df::DF_ISA::settle},
 };
 }  // namespace DF_ISA
 }  // namespace df::cpu

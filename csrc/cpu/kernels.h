@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../step_args.h"
+#include "train.h"
 
 namespace df::cpu {
 
@@ -93,6 +94,7 @@ struct Kernels {
     void (*apply)(Function, float param, float* y, int64_t count);  // count: a multiple of lanes
     // Runs fused multiply-adds on registers only; returns how many it ran.
     double (*fma_burst)(int64_t iterations, int chains);
+    TrainKernels train;
 };
 
 const Kernels& kernels();                   // the chosen instruction set: DIFFUSION_FAST_ISA, else the best

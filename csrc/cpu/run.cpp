@@ -10,35 +10,12 @@
 #include <system_error>
 #include <thread>
 
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
+#include "floating_point.h"
 
 namespace df::cpu {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// Round to nearest with gradual underflow while a kernel runs: flush-to-zero is per thread and would change
-// bits.
-class FloatingPointState {
-#if defined(__SSE__)
-    unsigned saved_ = _mm_getcsr();
-
-  public:
-    FloatingPointState() { _mm_setcsr(0x1f80); }
-    ~FloatingPointState() { _mm_setcsr(saved_); }
-#elif defined(__aarch64__)
-    uint64_t saved_;
-
-  public:
-    FloatingPointState() {
-        asm volatile("mrs %0, fpcr" : "=r"(saved_));
-        asm volatile("msr fpcr, %0" ::"r"(uint64_t(0)));
-    }
-    ~FloatingPointState() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
-#endif
-};
 
 // Runs work(i) for i = 0 .. threads - 1, i = 0 on the calling thread, which then calls idle() every 50 ms
 // until the others are done. work and idle must not throw.

@@ -21,10 +21,13 @@ class LearnedTimeEmbedding(nn.Sequential):
         super().__init__(nn.Linear(1, time_dim), nn.Tanh(), nn.Linear(time_dim, time_dim), nn.Tanh())
         self.n_steps = n_steps
 
-    def forward(self, t: Tensor) -> Tensor:
+    def features(self, t: Tensor) -> Tensor:
+        """What the layers see of t: (B, 1)."""
         dtype = self.get_parameter("0.weight").dtype
-        time = (t + 1).to(dtype) / self.n_steps - 0.5
-        return super().forward(time.unsqueeze(-1))
+        return ((t + 1).to(dtype) / self.n_steps - 0.5).unsqueeze(-1)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return super().forward(self.features(t))
 
 
 class SinusoidalTimeEmbedding(nn.Module):
@@ -41,10 +44,14 @@ class SinusoidalTimeEmbedding(nn.Module):
         self.register_buffer("frequencies", (float(n_steps) ** -exponents).float(), persistent=False)
         self.proj = nn.Linear(2 * N_FREQUENCIES, time_dim)
 
-    def forward(self, t: Tensor) -> Tensor:
+    def features(self, t: Tensor) -> Tensor:
+        """What the layer sees of t: (B, 16)."""
         frequencies = self.get_buffer("frequencies")
         angles = (t + 1).to(frequencies.dtype).unsqueeze(-1) * frequencies
-        return self.proj(torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1))
+        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.proj(self.features(t))
 
 
 class ScalarTime(nn.Module):
