@@ -47,8 +47,8 @@ FEW_ROWS, OF_BOTH_SETS = 4000, ("epochs", "lengths", "schedules")
 FINAL_STEPS, FINAL_HIDDEN = 100, (128, 128, 128)
 FINAL: dict[str, Any] = {"batch_size": BATCH_SIZE, "lr": 3e-3, "lr_decay": "cosine", "ema": 0.999}
 COSINE_NOTE = (
-    "The first step of the cosine chain divides by sqrt(1 - 0.999) = 0.03, and with it the errors of epsilon, so "
-    "that this schedule needs a network trained for longer than the others do: see the final model."
+    "The first step of the cosine chain divides by sqrt(1 - 0.999) = 0.03, and with it the errors of "
+    "epsilon, so that this schedule needs longer training than the others do: see the final model."
 )
 
 
