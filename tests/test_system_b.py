@@ -121,24 +121,23 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_reports_all_rows(tmp_path: Path, tiny: None) -> None:
-    for resume in (False, True):
-        run = Run("B", tmp_path, as_published=True, resume=resume)
-        mixtures_1d.run(run)
-        facts = run.finish(mixtures_1d.TITLE)
-        results = json.loads((tmp_path / "results.json").read_text())
-        weights, losses, times = (table["rows"] for table in results["tables"])
-        assert [row[0] for row in weights] == [
-            "the true law",
-            "fresh real data",
-            "the exact chain",
-            "the exact chain, rows scaled",
-            "the published network",
-            "rows scaled, time embedded",
-            "the published network, as published",
-        ]
-        assert all(sum(row[1:4]) == pytest.approx(1) for row in weights)
-        assert len(losses) == 3 and times[-1][2:] == [45.0, 3.7]
-        assert len(results["pictures"]) == 6 and facts["cuts"]
+    run = Run("B", tmp_path, as_published=True)
+    mixtures_1d.run(run)
+    facts = run.finish(mixtures_1d.TITLE)
+    results = json.loads((tmp_path / "results.json").read_text())
+    weights, losses, times = (table["rows"] for table in results["tables"])
+    assert [row[0] for row in weights] == [
+        "the true law",
+        "fresh real data",
+        "the exact chain",
+        "the exact chain, rows scaled",
+        "the published network",
+        "rows scaled, time embedded",
+        "the published network, as published",
+    ]
+    assert all(sum(row[1:4]) == pytest.approx(1) for row in weights)
+    assert len(losses) == 3 and times[-1][2:] == [45.0, 3.7]
+    assert len(results["pictures"]) == 6 and facts["cuts"]
 
 
 @pytest.mark.slow
