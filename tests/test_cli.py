@@ -303,11 +303,11 @@ def examples(command: click.Command) -> list[list[str]]:
 
 
 def test_every_example_of_the_help_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of the chain, each made short by options after its own; `bench` takes many seconds."""
+    """In the order of the chain, each made short by options after its own."""
     monkeypatch.setattr(demo, "TORCH_SAMPLES", 64)
     monkeypatch.setattr(demo, "TORCH_CHUNKS", (32,))
     order = ["train", "sample", "verify", "evaluate", "plot", "explain", "info", "demo"]
-    assert {*order, "bench"} == set(main.commands)
+    assert {*order, "bench", "reproduce"} == set(main.commands)  # the last two take minutes
     for name in order:
         found = examples(main.commands[name])
         assert found
@@ -316,6 +316,7 @@ def test_every_example_of_the_help_works(tmp_path: Path, monkeypatch: pytest.Mon
             draws = not {"samples.npy", "--loss"} & set(arguments) or name == "sample"
             done(tmp_path, *arguments, *(SHORTER.get(name, []) if draws else []))
     assert examples(main.commands["bench"]) == [["bench", "--net", "2-128-128-2", "--steps", "200"]]
+    assert examples(main.commands["reproduce"]) == [["reproduce", "A", "--quick", "--out", "reproduction"]]
     group = [line for line in examples(main) if line[0] in order]
     assert [line[0] for line in group] == ["train", "sample", "evaluate", "plot", "explain"]
     own = [line for name in order for line in examples(main.commands[name])]

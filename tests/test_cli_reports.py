@@ -211,10 +211,10 @@ def test_a_fault_is_no_bad_input(bench: Path, monkeypatch: pytest.MonkeyPatch, e
         ),
     ],
 )
-def test_a_failing_run_leaves_no_file(
+def test_a_failing_run_leaves_the_output_as_it_was(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, error: Exception, line: str
 ) -> None:
-    monkeypatch.setattr("diffusion_fast.cli.stored.CHUNK", 10)
+    monkeypatch.setattr("diffusion_fast.long_runs.run.CHUNK_BYTES", 120)  # ten rows
     original = Drawing.draw
 
     def fail_later(self: Drawing, call: Call, *given: Any) -> None:
@@ -227,8 +227,13 @@ def test_a_failing_run_leaves_no_file(
     arguments = ["--num-samples", 50, "--out", tmp_path / f"s.{suffix}", "--force", "--no-progress"]
     result = run(bench, "sample", "helix.safetensors", *arguments)
     assert result.exit_code == 1
-    assert result.stderr == line + "\n" and result.stdout == ""
-    assert listing(tmp_path) == {f"s.{suffix}": b"precious"}
+    assert result.stderr in (f"{line}\n", f"{line} (--resume goes on)\n") and result.stdout == ""
+    assert (tmp_path / f"s.{suffix}").read_text() == "precious"
+    monkeypatch.setattr(Drawing, "draw", original)
+    arguments = ["--num-samples", 50, "--out", tmp_path / f"s.{suffix}", "--resume", "--no-progress"]
+    again = run(bench, "sample", "helix.safetensors", *arguments)
+    assert again.exit_code == 0, again.stderr
+    assert set(listing(tmp_path)) == {f"s.{suffix}", f"s.{suffix}.manifest.json"}
 
 
 def test_a_loss_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
