@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,12 @@ from diffusion_fast import _checks
 
 ROW_NAMES = ("x", "X")  # of the rows in an archive of several arrays
 COLUMN_NAMES = "columns"  # of the names of the columns in an archive
-# What readers raise for damaged files; MemoryError where a header claims too much.
-UNREADABLE = (ValueError, EOFError, OverflowError, MemoryError, csv.Error, zipfile.BadZipFile, zlib.error)
+# What readers raise for damaged files; MemoryError where a header claims too much, and what Python's own
+# parser raises for the header of an .npy file, which is a dictionary of its.
+UNREADABLE = (
+    *(ValueError, EOFError, OverflowError, MemoryError, csv.Error, zipfile.BadZipFile, zlib.error),
+    *(SyntaxError, RecursionError, tokenize.TokenError),
+)
 
 
 class Content(NamedTuple):
