@@ -10,7 +10,8 @@ constexpr int kPadding = 16;
 int padded(uint32_t width) { return int(width + kPadding - 1) / kPadding * kPadding; }
 
 // Bytes that a layer's inputs and outputs may take on a usual tile: a first cache of 32 KB, without room for
-// much else. Beyond, the wide shape is faster (AVX2: 3-256-512-256-3 by a quarter), below the usual one.
+// much else. Beyond, the wide shape gives the same speed on a core of its own and 5 to 9 % more where a
+// neighbour shares the caches (AVX2, medians; benchmarks/NOTES.md); below, the usual one gives 3 % more.
 constexpr int64_t kUsualBytes = 32 << 10;
 
 bool is_wide(const Plan& plan, const Kernels& kernels) {
