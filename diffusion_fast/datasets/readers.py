@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import errno
 import tokenize
 import zipfile
 import zlib
@@ -165,8 +166,10 @@ def _readable(file: Path, accepted: str) -> Iterator[None]:
     """Errors of NumPy's, csv's and zipfile's readers as one that names the file."""
     try:
         yield
-    except UNREADABLE as error:
-        if str(error).startswith("path: "):
+    except (*UNREADABLE, OSError) as error:
+        # zipfile seeks to where a damaged archive says, be it before the file's beginning
+        damaged = not isinstance(error, OSError) or error.errno == errno.EINVAL
+        if not damaged or str(error).startswith("path: "):
             raise
         raise unreadable(file, error, accepted) from error
 

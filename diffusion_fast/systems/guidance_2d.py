@@ -31,7 +31,7 @@ from diffusion_fast.systems.run import Run
 from diffusion_fast.training import train
 
 TITLE = "guidance, classifiers and rewards on five labelled sets of points"
-SECONDS = {"quick": 200.0, "full": 2000.0}
+SECONDS = {"quick": 150.0, "full": 2000.0}
 
 SCHEDULE = NoiseSchedule.linear(100, *schedules_2d.BETAS)
 WEIGHTS = (0.0, *published.WEIGHTS)
