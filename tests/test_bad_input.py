@@ -386,6 +386,17 @@ def split_message(message: str) -> tuple[str, str, str]:
     return name, given, accepted
 
 
+def check_refusal(case: Case, bench: Any) -> None:
+    """The case's error with its message, and nothing of the bench changed."""
+    with pytest.raises(case.error) as caught:
+        case.call(bench)
+    name, given, accepted = split_message(str(caught.value))
+    assert re.fullmatch(case.name or case.argument.split()[-1], name), caught.value
+    assert re.search(case.given, given), caught.value
+    assert re.search(case.accepted, accepted), caught.value
+    assert bench.state() == bench.before
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bad_input")
@@ -394,13 +405,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.argument}: {case.fault}" for case in CASES])
 def test_bad_input(case: Case, folder: Path) -> None:
     bench = Bench(folder)
-    with pytest.raises(case.error) as caught:
-        case.call(bench)
-    name, given, accepted = split_message(str(caught.value))
-    assert re.fullmatch(case.name or case.argument.split()[-1], name), caught.value
-    assert re.search(case.given, given), caught.value
-    assert re.search(case.accepted, accepted), caught.value
-    assert bench.state() == bench.before
+    check_refusal(case, bench)
     assert all((out == 7).all() for out in bench.outputs)
 
 

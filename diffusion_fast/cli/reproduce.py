@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from diffusion_fast._files import refusal
 from diffusion_fast.cli import options
 from diffusion_fast.cli.errors import Command
 
@@ -106,34 +108,31 @@ def reproduce(
 def _folder(out: str, resume: bool, settings: dict[str, Any]) -> Path:
     """The folder to write to, made and found fit, with the settings of its run in it."""
     folder = Path(os.path.realpath(out))
+    refuse = partial(refusal, "out", out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / SETTINGS
         if any(folder.iterdir()):
             if not resume:
                 accepted = "a new or empty folder, or --resume to go on with the run in it"
-                raise _refusal(out, "which is not empty", accepted)
+                raise refuse("which is not empty", accepted)
             if not known.is_file():
-                raise _refusal(out, f"which holds no {SETTINGS}", "a folder that reproduce wrote")
-            before = json.loads(known.read_text(encoding="utf-8"))
+                raise refuse(f"which holds no {SETTINGS}", "a folder that reproduce wrote")
+            try:
+                before = json.loads(known.read_text(encoding="utf-8"))
+            except ValueError as error:
+                accepted = "a folder that reproduce wrote"
+                raise refuse(f"where {SETTINGS} is damaged", accepted) from error
             if before != settings:
-                raise _refusal(
-                    out, f"where {SETTINGS} has {before}", f"a run with {settings}, or a new folder"
-                )
+                raise refuse(f"where {SETTINGS} has {before}", f"a run with {settings}, or a new folder")
         else:
             known.write_text(json.dumps(settings) + "\n", encoding="utf-8")
         if not os.access(folder, os.W_OK):
-            raise _refusal(out, "which cannot be written", "a folder that can be written")
-    except ValueError as error:
-        raise _refusal(out, f"where {SETTINGS} is damaged", "a folder that reproduce wrote") from error
+            raise refuse("which cannot be written", "a folder that can be written")
     except OSError as error:
         why = f"which cannot be used ({error.strerror})"
-        raise _refusal(out, why, "a folder that can be made and written") from error
+        raise refuse(why, "a folder that can be made and written") from error
     return folder
-
-
-def _refusal(out: str, why: str, accepted: str) -> click.BadParameter:
-    return click.BadParameter(f"got {out!r}, {why}; accepted: {accepted}", param_hint="--out")
 
 
 def _duration(seconds: float) -> str:
