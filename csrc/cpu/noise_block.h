@@ -78,18 +78,35 @@ struct NoiseBlock {
     // The words of quads [begin, end), of which there are at most kBlockQuads.
     void draw(int64_t begin, int64_t end) {
         using L = WideLanes<kWide>;
-        QuadCursor at(QuadPosition(begin, dim), start, dim);
         uint32_t* to = words;
+        const auto put = [&](const L::U* c) {
+            for (int k = 0; k < kWide; ++k)
+                for (int i = 0; i < 4; ++i, to += W) store_bits(to, c[i].v[k]);
+        };
+        L::U c[4];
+        const uint64_t first = start + uint64_t(begin), last = start + uint64_t(end) + kAtOnce;
+        if (dim <= 4 && first >> 32 == last >> 32) {
+            L::U sample;
+            for (int k = 0; k < kWide; ++k)
+                sample.v[k] =
+                    splat_bits(uint32_t(first) + k * W) + (dim == 4 ? transposed_index() : lane_index());
+            for (int64_t q = begin; q < end; q += kAtOnce) {
+                philox_of_samples<L>(c, keys, 0, word, sample, uint32_t(first >> 32) | substream << 16);
+                put(c);
+                sample = sample + L::splat_bits(kAtOnce);
+            }
+            return;
+        }
+        QuadCursor at(QuadPosition(begin, dim), start, dim);
         for (int64_t q = begin; q < end; q += kAtOnce, at.advance()) {
-            L::U c[4], quad, lo, hi;
+            L::U quad, lo, hi;
             at.counters(quad, lo, hi);
             c[0] = quad;
             c[1] = L::splat_bits(word);
             c[2] = lo;
             c[3] = hi | L::splat_bits(substream << 16);
             philox4x32_10<L>(c, keys);
-            for (int k = 0; k < kWide; ++k)
-                for (int i = 0; i < 4; ++i, to += W) memcpy(to, &c[i].v[k], sizeof(vu));
+            put(c);
         }
     }
 
@@ -120,24 +137,37 @@ struct NoiseBlock {
     }
 
   private:
-    // C normals of each quad: one or two elements a sample take a part of what a call gives.
+    // C normals of each quad: one or two elements a sample take a part of what a call gives. kWide vectors
+    // side by side, as the words were drawn: a Box-Muller transform is one long chain of dependent
+    // operations.
     template <int C, class Use>
     DF_INLINE void each_of(int vectors, Use use) {
-        using L = VectorLanes;
-        for (int k = 0; k < vectors; ++k) {
-            const uint32_t* from = words + 4 * W * k + (C <= 2 ? component / 2 * 2 * W : 0);
-            vu w[4];
-            memcpy(w, from, (C <= 2 ? 2 : 4) * sizeof(vu));
-            vf n[4], z[4];
-            box_muller<L>(w[0], w[1], n[0], n[1]);
-            if (C > 2) box_muller<L>(w[2], w[3], n[2], n[3]);
-            if constexpr (C == 1)
-                z[0] = component & 1 ? n[1] : n[0];
-            else if constexpr (C == 4)
-                transpose4(n, z);
-            else
-                interleave<C>(n, z);
-            for (int i = 0; i < C; ++i) use((C * k + i) * W, z[i]);
+        using L = WideLanes<kWide>;
+        const uint32_t* from = words + (C <= 2 ? component / 2 * 2 * W : 0);
+        for (int k = 0; k < vectors; k += kWide, from += 4 * kAtOnce) {
+            const auto word_of = [from](int i) {
+                L::U w;
+#pragma GCC unroll 3
+                for (int v = 0; v < kWide; ++v) w.v[v] = load_bits(from + (4 * v + i) * W);
+                return w;
+            };
+            L::F a, b, c, d;
+            box_muller<L>(word_of(0), word_of(1), a, b);
+            if (C > 2) box_muller<L>(word_of(2), word_of(3), c, d);
+#pragma GCC unroll 3
+            for (int v = 0; v < kWide; ++v) {
+                vf z[4];
+                if constexpr (C == 1)
+                    z[0] = component & 1 ? b.v[v] : a.v[v];
+                else if constexpr (C == 2)
+                    interleave<2>({a.v[v], b.v[v]}, z);
+                else if constexpr (C == 3)
+                    interleave<3>({a.v[v], b.v[v], c.v[v]}, z);
+                else
+                    transpose4({a.v[v], b.v[v], c.v[v], d.v[v]}, z);
+#pragma GCC unroll 4
+                for (int i = 0; i < C; ++i) use((C * (k + v) + i) * W, z[i]);
+            }
         }
     }
 };

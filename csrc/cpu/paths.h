@@ -9,13 +9,6 @@
 
 namespace df::DF_ISA {
 
-// Sample indices first .. first + W - 1 as counter words, with the carry into the high word.
-DF_INLINE void sample_words(uint64_t first, vu& lo, vu& hi) {
-    const vu base = splat_bits(uint32_t(first));
-    lo = base + lane_index();
-    hi = splat_bits(uint32_t(first >> 32)) + (vu(lo < base) & splat_bits(1));
-}
-
 // ---- lanes = samples: V vectors of them, feature-major; weights in blocks of R outputs
 
 template <int R, int V>
@@ -55,14 +48,26 @@ struct TilePath {
 
     void normals(uint32_t word, float* z) const {
         using L = WideLanes<V>;
-        typename L::U lo, hi;
-        for (int v = 0; v < V; ++v) sample_words(a.start + uint64_t(first + v * W), lo.v[v], hi.v[v]);
+        const uint64_t sample = a.start + uint64_t(first);
+        if (uint32_t(sample) > UINT32_MAX - S) return normals_with_carry(sample, word, z);
+        typename L::U lo;
+        for (int v = 0; v < V; ++v) lo.v[v] = splat_bits(uint32_t(sample) + v * W) + lane_index();
         for (int q = 0; 4 * q < a.program.dim; ++q) {
             typename L::F n[4];
-            normal4<L>(keys, L::splat_bits(uint32_t(q)), word, lo, hi, n);
+            normal4_of_samples<L>(keys, uint32_t(q), word, lo, uint32_t(sample >> 32), n);
             for (int i = 0; i < 4; ++i)
                 for (int v = 0; v < V; ++v) store(z + (4 * q + i) * S + v * W, n[i].v[v]);
         }
+    }
+
+    // The one tile in 2^32 samples whose lanes differ in the high word of their index.
+    __attribute__((noinline)) void normals_with_carry(uint64_t sample, uint32_t word, float* z) const {
+        for (int l = 0; l < S; ++l, ++sample)
+            for (int q = 0; 4 * q < a.program.dim; ++q) {
+                float n[4];
+                normal4<ScalarLanes>(keys, uint32_t(q), word, uint32_t(sample), uint32_t(sample >> 32), n);
+                for (int i = 0; i < 4; ++i) z[(4 * q + i) * S + l] = n[i];
+            }
     }
 
     // Ops [from, to) for one branch, or for both side by side.

@@ -31,6 +31,7 @@ typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
 typedef uint16_t vh __attribute__((vector_size(2 * W)));  // W half-width floats, as bits
 typedef float vf_u __attribute__((vector_size(4 * W), aligned(4)));
+typedef uint32_t vu_u __attribute__((vector_size(4 * W), aligned(4)));
 typedef vh vh_u __attribute__((aligned(2)));
 
 // ---- arithmetic
@@ -107,6 +108,8 @@ DF_INLINE vf min_keep_nan(vf ceiling, vf x) {
 
 DF_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_u*>(p); }
 DF_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_u*>(p) = vf_u(v); }
+DF_INLINE vu load_bits(const uint32_t* p) { return *reinterpret_cast<const vu_u*>(p); }
+DF_INLINE void store_bits(uint32_t* p, vu v) { *reinterpret_cast<vu_u*>(p) = vu_u(v); }
 DF_INLINE vh load_half(const uint16_t* p) { return *reinterpret_cast<const vh_u*>(p); }
 DF_INLINE void store_half(uint16_t* p, vh v) { *reinterpret_cast<vh_u*>(p) = v; }
 

@@ -130,7 +130,7 @@ static constexpr InterleaveIndices<C> kInterleave{};
 
 // rows[C l + i] = z[i][l]: C vectors of W lanes to W rows of C floats, as C vectors.
 template <int C>
-DF_INLINE void interleave(const vf* z, vf* rows) {
+DF_INLINE void interleave(const vf (&z)[C], vf* rows) {
 #if defined(__AVX512F__)
 #pragma GCC unroll 3
     for (int k = 0; k < C; ++k) {
@@ -139,6 +139,24 @@ DF_INLINE void interleave(const vf* z, vf* rows) {
         for (int source = 1; source < C; ++source)
             r = _mm512_permutex2var_ps(r, _mm512_loadu_si512(kInterleave<C>.v[k][source - 1]), z[source]);
         rows[k] = r;
+    }
+#elif defined(__AVX2__)
+    // Rows of four lanes inside each half of a register, then the halves put in order.
+    vf half[C];
+    if constexpr (C == 2) {
+        half[0] = _mm256_unpacklo_ps(z[0], z[1]);
+        half[1] = _mm256_unpackhi_ps(z[0], z[1]);
+        rows[0] = _mm256_permute2f128_ps(half[0], half[1], 0x20);
+        rows[1] = _mm256_permute2f128_ps(half[0], half[1], 0x31);
+    } else {
+        const vf even01 = _mm256_shuffle_ps(z[0], z[1], 0x88), odd12 = _mm256_shuffle_ps(z[1], z[2], 0xdd),
+                 even2_odd0 = _mm256_shuffle_ps(z[2], z[0], 0xd8);
+        half[0] = _mm256_shuffle_ps(even01, even2_odd0, 0x88);
+        half[1] = _mm256_shuffle_ps(odd12, even01, 0xd8);
+        half[2] = _mm256_shuffle_ps(even2_odd0, odd12, 0xdd);
+        rows[0] = _mm256_permute2f128_ps(half[0], half[1], 0x20);
+        rows[1] = _mm256_permute2f128_ps(half[2], half[0], 0x30);
+        rows[2] = _mm256_permute2f128_ps(half[1], half[2], 0x31);
     }
 #else
     float all[C * W];
@@ -152,7 +170,13 @@ DF_INLINE void interleave(const vf* z, vf* rows) {
 // becomes row transposed_lane(l).
 constexpr int transposed_lane(int l) { return W / 4 * (l % 4) + l / 4; }
 
-DF_INLINE void transpose4(const vf z[4], vf rows[4]) {
+DF_INLINE vu transposed_index() {
+    vu r;
+    for (int l = 0; l < W; ++l) r[l] = uint32_t(transposed_lane(l));
+    return r;
+}
+
+DF_INLINE void transpose4(const vf (&z)[4], vf* rows) {
 #if defined(__AVX512F__)
     const auto a = __m512d(_mm512_unpacklo_ps(z[0], z[1])), b = __m512d(_mm512_unpackhi_ps(z[0], z[1])),
                c = __m512d(_mm512_unpacklo_ps(z[2], z[3])), d = __m512d(_mm512_unpackhi_ps(z[2], z[3]));
