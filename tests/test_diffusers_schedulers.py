@@ -238,6 +238,21 @@ def _seeded(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_negative_views(name: str) -> None:
+    """Memory that holds the negated values, with a bit that says so: no kernel may take it as it is."""
+    scheduler, other = ours(name), ours(name)
+    x, output = torch.randn(2, 2, 3, 8, 8)
+    for one in (scheduler, other):
+        one.set_timesteps(5)
+    t = scheduler.timesteps[1]
+    torch.manual_seed(0)
+    expected = scheduler.step(output, t, x).prev_sample
+    torch.manual_seed(0)
+    negated = [torch._neg_view(-tensor) for tensor in (output, x)]
+    assert torch.equal(other.step(negated[0], t, negated[1]).prev_sample, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_float64_is_left_to_the_original(name: str) -> None:
     runs = [run(make(name), start=START.double(), **_seeded(name)) for make in (original, ours)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

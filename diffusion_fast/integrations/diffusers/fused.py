@@ -84,7 +84,7 @@ class FusedStep:
     def _refresh(self) -> bool:
         """Forgets the rows where the run is made from something else than they were; whether it did."""
         timesteps, levels, config = self._made_from
-        now = vars(self)
+        now = self.__dict__
         if timesteps is now["timesteps"] and levels is now[self._LEVELS] and config is now["_internal_dict"]:
             return False
         self._made_from = now["timesteps"], now[self._LEVELS], now["_internal_dict"]
@@ -111,12 +111,19 @@ class FusedStep:
         return (*read, *map(now.get, attributes))
 
     def _next_and_x0(
-        self, row: StepRow, x: Tensor, F: Tensor, output: Tensor, **more: Any
+        self,
+        row: StepRow,
+        x: Tensor,
+        F: Tensor,
+        output: Tensor,
+        noise: Tensor | None = None,
+        history: Sequence[Tensor] = (),
+        log_variance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """prev_sample and pred_original_sample."""
         if self._x0_is_output:
-            return apply(row, x, F, None, **more), output
-        return apply(row, x, F, True, **more)
+            return apply(row, x, F, None, noise, history, log_variance), output
+        return apply(row, x, F, True, noise, history, log_variance)
 
     def _limits(self, clip: float | None = None) -> tuple[float, float, float]:
         """What thresholding, else a clamp at clip, make of a predicted x0; the form of UNLIMITED."""
@@ -184,7 +191,7 @@ def tensors(model_output: Any, sample: Any, *, upcast: bool = False) -> tuple[Te
     Raises TypeError or ValueError naming the argument.
     """
     if _cpu.alike(model_output, sample) and not (upcast and sample.dtype is not torch.float32):
-        return model_output, sample  # the usual case, looked at in C++
+        return model_output, sample  # the usual case; `apply` asks whether they need gradients
     for name, tensor in (("model_output", model_output), ("sample", sample)):
         if not isinstance(tensor, Tensor):
             raise _checks.bad_type(name, tensor, "a tensor")
@@ -253,12 +260,13 @@ def apply(
         noise = None
     elif noise is None:
         seed = _checks.seed("seed", torch.default_generator)
-    usual = (x, F, None, None, history, log_variance, noise, predicts, None, seed, 0, 0)
-    small = _cpu.small_step(row.packed, row.terms, *usual)
+    small = _cpu.small_step(
+        row.packed, row.terms, x, F, None, None, history, log_variance, noise, predicts, None, seed, 0, 0
+    )
     if small is not None:
         return small
     out, prediction = _tensors.empty_like(x), _tensors.empty_like(x) if predicts else None
-    x, F = x.contiguous(), None if F is None else F.contiguous()
+    x, F = _like("sample", x, x), None if F is None else _like("model_output", F, x)
     past = [_like("history", h, x) for h in history]
     if noise is not None:
         noise = _like("noise", noise.to(x.dtype) if isinstance(noise, Tensor) else noise, x)
@@ -293,10 +301,7 @@ def _field_names(kind: type) -> tuple[str, ...]:
 
 
 def _like(name: str, tensor: Any, x: Tensor) -> Tensor:
-    """A contiguous tensor of x's dtype and shape, for x that was checked."""
-    fits = type(tensor) is Tensor and tensor.dtype is x.dtype and tensor.shape == x.shape
-    if fits and tensor.is_cpu and x.is_cpu and not tensor.requires_grad and tensor.is_contiguous():
-        return tensor  # the usual case
+    """A contiguous tensor of x's dtype, shape and device that needs no gradient."""
     return _tensors.given(name, tensor, x.dtype, x.shape, _tensors.CPU if x.is_cpu else x.device)
 
 

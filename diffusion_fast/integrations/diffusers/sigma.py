@@ -181,11 +181,11 @@ class FastHeunDiscreteScheduler(_SigmaStep, HeunDiscreteScheduler):
         F, x = pair
         if second:
             past = (self._first, self.sample)
-            prev_sample, x0 = self._next_and_x0(row, x, F, model_output, history=past)
+            prev_sample, x0 = self._next_and_x0(row, x, F, model_output, None, past)
             self._first = self.sample = self.dt = None
         else:
             self._first = _tensors.empty_like(x)
-            prev_sample, x0 = self._next_and_x0(row, x, F, model_output, history=(self._first,))
+            prev_sample, x0 = self._next_and_x0(row, x, F, model_output, None, (self._first,))
             self.sample, self.dt = x, self._levels[i + 1].noise - self._levels[i].noise
         self._step_index = i + 1
         return fused.result(HeunDiscreteSchedulerOutput, return_dict, prev_sample, x0)
