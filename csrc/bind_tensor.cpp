@@ -77,24 +77,30 @@ void use_torch(const py::object& tensor_type, const py::object& empty_like, cons
     if (api->major == 1 && api->view) torch_.api = api;
 }
 
-// A number that changes when a tensor is replaced or written to: from each one's address and _version. None
-// where the exchange API does not tell the address.
-py::object fingerprint(const py::list& tensors) {
+// A number that changes when a tensor of `stores` is replaced or written to, from each one's address and
+// _version, or a module of `children` replaced. Both are lists of dicts, as torch's modules keep them. None
+// where the exchange API does not tell an address.
+py::object fingerprint(const py::list& stores, const py::list& children) {
     uint64_t hash = 0xcbf29ce484222325;
     const auto mix = [&hash](uint64_t word) {  // the finaliser of MurmurHash3 on what was and what comes
         hash ^= word + 0x9e3779b97f4a7c15 + (hash << 6) + (hash >> 2);
         hash = (hash ^ hash >> 33) * 0xff51afd7ed558ccd;
         hash = (hash ^ hash >> 33) * 0xc4ceb9fe1a85ec53;
     };
-    for (const py::handle tensor : tensors) {
-        dlpack::Tensor view;
-        if (!view_of(tensor.ptr(), view)) return py::none();
-        const auto version =
-            py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), torch_.version));
-        if (!version) throw py::error_already_set();
-        mix(reinterpret_cast<uintptr_t>(view.data));
-        mix(PyLong_AsUnsignedLongLongMask(version.ptr()));
-    }
+    PyObject *key, *value;
+    for (const py::handle store : stores)
+        for (Py_ssize_t at = 0; PyDict_Next(store.ptr(), &at, &key, &value);) {
+            dlpack::Tensor view;
+            if (value == Py_None) continue;
+            if (!view_of(value, view)) return py::none();
+            const auto version = py::reinterpret_steal<py::object>(PyObject_GetAttr(value, torch_.version));
+            if (!version) throw py::error_already_set();
+            mix(reinterpret_cast<uintptr_t>(view.data));
+            mix(PyLong_AsUnsignedLongLongMask(version.ptr()));
+        }
+    for (const py::handle modules : children)
+        for (Py_ssize_t at = 0; PyDict_Next(modules.ptr(), &at, &key, &value);)
+            mix(reinterpret_cast<uintptr_t>(value));
     return py::int_(hash);
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -19,15 +18,15 @@ class Weights:
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = modules = list(module.modules())  # kept, so that no id comes twice
-        stores: list[Mapping[str, Any]] = [d for m in modules for d in (m._parameters, m._buffers) if d]
-        self._tensors = [store.values() for store in stores]
-        self._children = [m._modules.values() for m in modules if m._modules]
+        self._stores = [d for m in modules for d in (m._parameters, m._buffers) if d]
+        self._children = [m._modules for m in modules if m._modules]
 
-    def fingerprint(self) -> tuple[Any, ...]:
-        """(data_ptr, _version) of every parameter and buffer, and the submodules: changes when weights are
+    def fingerprint(self) -> Any:
+        """Of (data_ptr, _version) of every parameter and buffer, and the submodules: changes when weights are
         replaced or written to. Writes through `.data` or a NumPy view leave no trace here."""
-        found = [t for t in chain(*self._tensors) if t is not None]
-        state: Any = _cpu.fingerprint(found)
-        if state is None:
-            state = tuple((t.data_ptr(), t._version) for t in found)
-        return (state, *map(id, chain(*self._children)))
+        state = _cpu.fingerprint(self._stores, self._children)
+        if state is not None:
+            return state
+        tensors = chain(*(store.values() for store in self._stores))
+        found = tuple((t.data_ptr(), t._version) for t in tensors if t is not None)
+        return (found, *map(id, chain(*(modules.values() for modules in self._children))))
