@@ -18,7 +18,7 @@ class Weights:
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = modules = list(module.modules())  # kept, so that no id comes twice
-        self._stores = [d for m in modules for d in (m._parameters, m._buffers) if d]
+        self._stores: list[dict[str, Any]] = [d for m in modules for d in (m._parameters, m._buffers) if d]
         self._children = [m._modules for m in modules if m._modules]
 
     def fingerprint(self) -> Any:
