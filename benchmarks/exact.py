@@ -57,10 +57,10 @@ class ExactDenoiser(nn.Module):
 
 @dataclass(frozen=True)
 class SlicedLaw:
-    """A law in the plane by its quantiles along some directions: `distance` is to n samples.
+    """A law by its quantiles along some directions: `distance` is to n samples.
 
-    The mean over the directions, evenly around the circle, of the Wasserstein-1 distance between projections
-    (Bonneel et al. 2015). directions (k, 2), quantiles (k, n) ascending, float32.
+    The mean over the directions of the Wasserstein-1 distance between projections (Bonneel et al. 2015).
+    directions (k, dim), quantiles (k, n) ascending, float32.
     """
 
     directions: np.ndarray
@@ -69,7 +69,7 @@ class SlicedLaw:
     @classmethod
     def of_mixture(cls, mixture: Mixture, n: int) -> SlicedLaw:
         """Exact but for the interpolation: the quantiles at (i + 1/2) / n."""
-        directions = _directions()
+        directions = _directions(2)
         levels = (np.arange(n) + 0.5) / n
 
         def quantiles(direction: np.ndarray) -> np.ndarray:
@@ -83,11 +83,11 @@ class SlicedLaw:
 
     @classmethod
     def of_rows(cls, rows: np.ndarray) -> SlicedLaw:
-        directions = _directions()
+        directions = _directions(rows.shape[1])
         return cls(directions, np.sort(directions @ rows.T.astype(np.float32)))
 
     def distance(self, rows: np.ndarray) -> float:
-        """rows: (n, 2), as many as there are quantiles. inf where one is not finite."""
+        """rows: (n, dim), as many as there are quantiles. inf where one is not finite."""
         if not np.isfinite(rows).all():
             return np.inf
         columns = np.ascontiguousarray(rows.T, dtype=np.float32)
@@ -99,6 +99,12 @@ class SlicedLaw:
         return float(np.mean(threaded(along, zip(self.directions, self.quantiles, strict=True))))
 
 
-def _directions() -> np.ndarray:
-    angles = (np.arange(DIRECTIONS) + 0.5) * np.pi / DIRECTIONS
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+def _directions(dim: int) -> np.ndarray:
+    """The line itself, evenly around the circle, else at random (the same each time)."""
+    if dim == 1:
+        return np.ones((1, 1), np.float32)
+    if dim == 2:
+        angles = (np.arange(DIRECTIONS) + 0.5) * np.pi / DIRECTIONS
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    normals = np.random.default_rng(0).standard_normal((DIRECTIONS, dim))
+    return (normals / np.linalg.norm(normals, axis=1, keepdims=True)).astype(np.float32)
