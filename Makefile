@@ -54,8 +54,10 @@ gpu-check: $(STAMP)bench $(STAMP)test cuda
 demo: build
 	@$(BIN)/diffusion-fast demo --force
 
+# Two processes, each with whole files; then what looks at the clock.
 test: $(STAMP)test build
-	@$(BIN)/python -m pytest --quiet -m "not slow"
+	@$(BIN)/python -m pytest --quiet -m "not slow and not alone" --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --quiet -m "alone and not slow"
 
 test-slow: $(STAMP)test build
 	@$(BIN)/python -m pytest --quiet -m slow

@@ -123,6 +123,7 @@ class SlowPeer:
         return x
 
 
+@pytest.mark.alone
 def test_a_run_is_cut_to_some_of_the_steps() -> None:
     run, note = _torch_peers.limited_run(SlowPeer(), 3000, 1000, 0.2, 100)
     began = time.perf_counter()

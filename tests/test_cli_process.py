@@ -27,6 +27,7 @@ def python(code: str) -> str:
     return result.stdout
 
 
+@pytest.mark.alone
 def test_info_starts_quickly() -> None:
     """The best of up to five starts: other programs can make any of them slow."""
     seconds = []

@@ -14,6 +14,7 @@ from nets import random_plan
 
 from diffusion_fast import _cpu
 
+pytestmark = pytest.mark.alone
 NOT_TIMES = ("after an interrupt", "waiting for another thread")  # these have tests of their own
 LIMIT = 0.3  # seconds from the signal to KeyboardInterrupt
 

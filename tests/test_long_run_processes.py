@@ -117,6 +117,7 @@ def test_one_to_four_ranks_and_another_number_after_a_kill(tmp_path: Path) -> No
     assert not [name for name in found["files"] if name.endswith(".partial")]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("sent", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],

@@ -116,7 +116,9 @@ class Returns(nn.Module):
 
 @pytest.mark.parametrize("backend", ["native", "auto", "torch"])
 @pytest.mark.parametrize(
-    "make", [lambda x: x[:, :1], lambda x: x.double(), lambda x: (x,), lambda x: x.sum(0)], ids=str
+    "make",
+    [lambda x: x[:, :1], lambda x: x.double(), lambda x: (x,), lambda x: x.sum(0)],
+    ids=["narrow", "float64", "tuple", "summed"],
 )
 def test_a_module_that_returns_something_else_is_refused(backend: str, make: Callable[[Tensor], Any]) -> None:
     """A column would broadcast, a float64 result would be rounded: neither may pass unseen."""

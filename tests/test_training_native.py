@@ -140,6 +140,7 @@ def test_what_the_core_cannot_train_is_left_to_torch(make):
     assert torch.equal(*results)
 
 
+@pytest.mark.alone
 def test_ctrl_c_is_answered_in_the_middle_of_an_epoch():
     model = small_model(hidden=(64, 64))
     before = weights(model)
