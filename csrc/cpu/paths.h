@@ -16,6 +16,20 @@ DF_INLINE void sample_words(uint64_t first, vu& lo, vu& hi) {
     hi = splat_bits(uint32_t(first >> 32)) + (vu(lo < base) & splat_bits(1));
 }
 
+// Normals of V vectors of samples from index `sample` on, whole quads of elements: z[element * S + lane]
+template <int V>
+DF_INLINE void tile_normals(const RoundKeys& keys, uint64_t sample, uint32_t word, int dim, float* z, int S) {
+    using L = WideLanes<V>;
+    typename L::U lo, hi;
+    for (int v = 0; v < V; ++v) sample_words(sample + uint64_t(v * W), lo.v[v], hi.v[v]);
+    for (int q = 0; 4 * q < dim; ++q) {
+        typename L::F n[4];
+        normal4<L>(keys, L::splat_bits(uint32_t(q)), word, lo, hi, n);
+        for (int i = 0; i < 4; ++i)
+            for (int v = 0; v < V; ++v) store(z + (4 * q + i) * S + v * W, n[i].v[v]);
+    }
+}
+
 // ---- lanes = samples: V vectors of them, feature-major; weights in blocks of R outputs
 
 template <int R, int V>
@@ -54,15 +68,7 @@ struct TilePath {
     }
 
     void normals(uint32_t word, float* z) const {
-        using L = WideLanes<V>;
-        typename L::U lo, hi;
-        for (int v = 0; v < V; ++v) sample_words(a.start + uint64_t(first + v * W), lo.v[v], hi.v[v]);
-        for (int q = 0; 4 * q < a.program.dim; ++q) {
-            typename L::F n[4];
-            normal4<L>(keys, L::splat_bits(uint32_t(q)), word, lo, hi, n);
-            for (int i = 0; i < 4; ++i)
-                for (int v = 0; v < V; ++v) store(z + (4 * q + i) * S + v * W, n[i].v[v]);
-        }
+        tile_normals<V>(keys, a.start + uint64_t(first), word, a.program.dim, z, S);
     }
 
     // Ops [from, to) for one branch, or for both side by side.
