@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import around, captured, cases, guided, scaling, schedulers, training
+from benchmarks import around, captured, cases, guided, scaling, schedulers, tables, training
 
 _ALL: list[cases.Case] = [
     *cases.CHAINS,
@@ -14,5 +14,6 @@ _ALL: list[cases.Case] = [
     *around.CASES,
     *training.CASES,
     *schedulers.SCHEDULERS,
+    *tables.CASES,
 ]
 CASES = {case.name: case for case in _ALL}

@@ -5,10 +5,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "bind_poll.h"
 #include "bind_step_args.h"
 #include "cpu/run.h"
+#include "cpu/tables.h"
 
 namespace py = pybind11;
 
@@ -41,7 +43,8 @@ Plan plan_from(const py::bytes& bytes) {
 py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, uint64_t seed, int threads,
               uintptr_t x_T, uintptr_t noise, uintptr_t trajectory, uintptr_t labels, int32_t label,
               uintptr_t guidance, uintptr_t context, int64_t context_stride, uintptr_t fixed_mask,
-              uintptr_t fixed, int64_t fixed_stride, bool fixed_clean, py::object progress) {
+              uintptr_t fixed, int64_t fixed_stride, bool fixed_clean, py::object progress,
+              const Tables* tables) {
     ChainArgs args{};
     const ProgramView view = program.view();
     check_range(n, view.dim, start);
@@ -74,6 +77,17 @@ py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, 
         for (int64_t i = 0; args.labels && i < n; ++i)
             require(args.labels[i] >= 0 && args.labels[i] < view.n_classes, "labels: out of range");
     }
+    TablesView on_grids{};
+    if (tables) {
+        require(tables->dim() == view.dim && tables->n_classes() == view.n_classes && view.n_context == 0,
+                "tables: of another plan");
+        require(tables->n_rows() == view.n_rows, "tables: of another plan");
+        require(!args.guidance, "guidance: the tables hold the rows' own");
+        on_grids = tables->view();
+        for (int i = 0; i < view.n_rows; ++i)
+            require(!(view.rows[i].flags & kEval) || on_grids.of_row[i] >= 0, "tables: a row has none");
+        args.tables = &on_grids;
+    }
     check_threads(threads);
     PythonPoll poll{std::move(progress), nullptr};
     ChainReport report;
@@ -83,6 +97,88 @@ py::tuple run(const Program& program, uintptr_t out, int64_t n, uint64_t start, 
     }
     if (poll.error) std::rethrow_exception(poll.error);
     return py::make_tuple(report.bad_rows, report.first_bad);
+}
+
+// Arrays as Tables keeps them; they are not copied, and must not be written to.
+template <class T>
+using Contiguous = py::array_t<T, py::array::c_style>;
+
+std::unique_ptr<Tables> make_tables(int dim, int n_classes, const Contiguous<int32_t>& of_row,
+                                    const Contiguous<float>& scale, const Contiguous<float>& shift,
+                                    const Contiguous<int32_t>& cells, const Contiguous<float>& values) {
+    require(dim >= 1 && scale.ndim() == 2 && scale.shape(1) == dim, "scale: not (n_grids, dim)");
+    require(shift.size() == scale.size() && cells.size() == scale.size(), "shift, cells: not as scale");
+    return std::make_unique<Tables>(
+        dim, n_classes, std::vector<int32_t>(of_row.data(), of_row.data() + of_row.size()), scale.data(),
+        shift.data(), cells.data(), int64_t(scale.shape(0)), values.data(), int64_t(values.size()));
+}
+
+// Values of `count` grids of `cells` (dim) from the function at their nodes: (count, nodes) to (count, floats
+// of a grid).
+void fit_grids(const Contiguous<int32_t>& cells, uintptr_t nodes, uintptr_t values, int64_t count) {
+    const int dim = int(cells.size());
+    require(dim == 1 || dim == 2, "cells: accepted: 1 or 2 of them");
+    int64_t from = dim, to = dim == 1 ? 4 : 2;
+    for (int j = 0; j < dim; ++j) {
+        require(cells.data()[j] >= 1 && cells.data()[j] <= 1 << 20, "cells: accepted: 1 to 2^20");
+        from *= cells.data()[j] + 1 + 2 * kFitMargin;
+        to *= dim == 1 ? cells.data()[j] : cells.data()[j] + 3;
+    }
+    const int32_t* sizes = cells.data();
+    const py::gil_scoped_release release;
+    for (int64_t i = 0; i < count; ++i)
+        fit(dim, sizes, pointer<const float>(nodes) + i * from, pointer<float>(values) + i * to);
+}
+
+// The guided network of each of `rows` at k points of its own, x (rows, k, dim) to out; one label for all.
+void network(const Program& program, const Contiguous<int32_t>& rows, uintptr_t x, uintptr_t out, int64_t k,
+             int32_t label, int threads) {
+    const ProgramView view = program.view();
+    ChainArgs args{};
+    args.n = k;
+    args.label = label;
+    check_range(k, view.dim, 0);
+    require(view.n_context == 0, "context: the plan has one");
+    require(view.n_classes == 0 || (label >= 0 && label < view.n_classes), "labels: out of range");
+    check_threads(threads);
+    for (py::ssize_t i = 0; i < rows.size(); ++i) {
+        const int32_t row = rows.data()[i];
+        require(row >= 0 && row < view.n_rows && (view.rows[row].flags & kEval),
+                "rows: one is not evaluated");
+    }
+    const py::gil_scoped_release release;
+    for (py::ssize_t i = 0; i < rows.size() && k > 0; ++i) {
+        args.x_T = pointer<const float>(x) + i * k * view.dim;
+        args.out = pointer<float>(out) + i * k * view.dim;
+        run_network(program, args, rows.data()[i], threads);
+    }
+}
+
+// The tables of `grids` at k points each, x (grids, k, dim) to out; NaN beside the grid. One label for all.
+void lookup(const Tables& tables, const Contiguous<int32_t>& grids, uintptr_t x, uintptr_t out, int64_t k,
+            int32_t label, const std::string& isa) {
+    const Kernels& kernels = chosen(isa);
+    const TablesView view = tables.view();
+    const int dim = tables.dim(), S = int((k + kernels.lanes - 1) / kernels.lanes) * kernels.lanes;
+    require(k >= 0 && k <= 1 << 24, "k: accepted: up to 2^24");
+    require(label >= 0 && label < std::max(tables.n_classes(), 1), "labels: out of range");
+    for (py::ssize_t i = 0; i < grids.size(); ++i)
+        require(grids.data()[i] >= 0 && grids.data()[i] < tables.n_grids(), "grids: one does not exist");
+    const py::gil_scoped_release release;
+    std::vector<float> points(size_t(2) * S), found(size_t(2) * S);
+    std::vector<int32_t> outside(static_cast<size_t>(S));
+    for (py::ssize_t i = 0; i < grids.size(); ++i) {
+        const float* from = pointer<const float>(x) + i * k * dim;
+        float* to = pointer<float>(out) + i * k * dim;
+        for (int64_t l = 0; l < k; ++l)
+            for (int j = 0; j < dim; ++j) points[size_t(j * S + l)] = from[l * dim + j];
+        const int n = kernels.lookup({&view.grids[grids.data()[i]], view.values, nullptr, label,
+                                      points.data(), found.data(), outside.data(), dim, S, int(k)});
+        for (int j = 0; j < dim; ++j) {
+            for (int l = 0; l < n; ++l) found[size_t(j * S + outside[size_t(l)])] = std::nanf("");
+            for (int64_t l = 0; l < k; ++l) to[l * dim + j] = found[size_t(j * S + l)];
+        }
+    }
 }
 
 void normal(uintptr_t out, int64_t n, int64_t dim, uint64_t start, uint64_t seed, uint32_t step,
@@ -120,6 +216,14 @@ PYBIND11_MODULE(_cpu, m) {
     bind_step(m);
     bind_tensor(m);
     bind_train(m);
+    py::class_<Tables>(m, "Tables", "Grids of a plan's rows; the values stay the caller's array.")
+        .def(py::init(&make_tables), py::arg("dim"), py::arg("n_classes"), py::arg("of_row"),
+             py::arg("scale"), py::arg("shift"), py::arg("cells"), py::arg("values").noconvert(),
+             py::keep_alive<1, 8>())
+        .def("lookup", &lookup, py::arg("grids"), py::arg("x"), py::arg("out"), py::arg("k"),
+             py::arg("label") = 0, py::arg("isa") = "");
+    m.attr("FIT_MARGIN") = kFitMargin;
+    m.def("fit", &fit_grids, py::arg("cells"), py::arg("nodes"), py::arg("values"), py::arg("count"));
     py::class_<Program>(m, "Program", "A validated plan, packed for one instruction set; immutable.")
         .def(py::init([](const py::bytes& plan, const std::string& isa) {
                  return std::make_unique<Program>(plan_from(plan), chosen(isa));
@@ -131,7 +235,10 @@ PYBIND11_MODULE(_cpu, m) {
              py::arg("x_T") = 0, py::arg("noise") = 0, py::arg("trajectory") = 0, py::arg("labels") = 0,
              py::arg("label") = 0, py::arg("guidance") = 0, py::arg("context") = 0,
              py::arg("context_stride") = 0, py::arg("fixed_mask") = 0, py::arg("fixed") = 0,
-             py::arg("fixed_stride") = 0, py::arg("fixed_clean") = false, py::arg("progress") = py::none());
+             py::arg("fixed_stride") = 0, py::arg("fixed_clean") = false, py::arg("progress") = py::none(),
+             py::arg("tables") = nullptr)
+        .def("network", &network, py::arg("rows"), py::arg("x"), py::arg("out"), py::arg("k"),
+             py::arg("label"), py::arg("threads"));
     m.def("validate_plan", [](const py::bytes& plan) { plan_from(plan); });
     m.def("normal", &normal, py::arg("out"), py::arg("n"), py::arg("dim"), py::arg("start"), py::arg("seed"),
           py::arg("step"), py::arg("purpose"), py::arg("substream"), py::arg("threads"), py::arg("isa") = "");

@@ -31,7 +31,30 @@ class Program:
         fixed_stride: int = 0,
         fixed_clean: bool = False,
         progress: Callable[[int], None] | None = None,
+        tables: Tables | None = None,
     ) -> tuple[int, list[int]]: ...
+    def network(
+        self, rows: npt.NDArray[np.int32], x: int, out: int, k: int, label: int, threads: int
+    ) -> None: ...
+
+class Tables:
+    def __init__(
+        self,
+        dim: int,
+        n_classes: int,
+        of_row: npt.NDArray[np.int32],
+        scale: npt.NDArray[np.float32],
+        shift: npt.NDArray[np.float32],
+        cells: npt.NDArray[np.int32],
+        values: npt.NDArray[np.float32],
+    ) -> None: ...
+    def lookup(
+        self, grids: npt.NDArray[np.int32], x: int, out: int, k: int, label: int = 0, isa: str = ""
+    ) -> None: ...
+
+FIT_MARGIN: int
+
+def fit(cells: npt.NDArray[np.int32], nodes: int, values: int, count: int) -> None: ...
 
 class Trainer:
     def __init__(

@@ -7,16 +7,18 @@ from typing import Any
 from torch import Tensor
 
 from diffusion_fast import _cpu, _tensors
+from diffusion_fast.network_table import NetworkTable
 from diffusion_fast.plan import Plan
 from diffusion_fast.torch_chain import Call, NotFinite
 
 
 class CpuChain:
-    """A plan, packed for the processor's instruction set."""
+    """A plan, packed for the processor's instruction set. table: in place of its network, or None."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, table: NetworkTable | None = None) -> None:
         self._program: Any = _cpu.Program(plan.to_bytes())
-        self.name = f"native ({self._program.isa})"
+        self._table = None if table is None else table.packed()
+        self.name = f"native ({self._program.isa}{'' if table is None else ', from a table'})"
 
     def run(self, call: Call, target: Tensor) -> NotFinite:
         """Fills target, (n, *shape) or with a trajectory (rows + 1, n, *shape)."""
@@ -29,5 +31,6 @@ class CpuChain:
             call.threads,
             *call.addresses(target),
             call.show if call.bar is not None else None,
+            self._table,
         )
         return bad

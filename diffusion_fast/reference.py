@@ -18,6 +18,8 @@ from torch import Tensor
 
 from diffusion_fast import _checks
 from diffusion_fast import noise as noise_stream
+from diffusion_fast.network_table.table import NetworkTable
+from diffusion_fast.network_table.twin import interpolated
 from diffusion_fast.plan import Plan, TileProgram
 from diffusion_fast.solvers.table import COEFFICIENTS, EVAL, PUSH, TERM_BITS, StepRow
 from diffusion_fast.tile_ops import (
@@ -131,6 +133,7 @@ def run(
     x_T: Tensor | None = None,
     noise: Tensor | None = None,
     fixed: Fixed | None = None,
+    table: NetworkTable | None = None,
     dtype: torch.dtype = torch.float32,
     return_trajectory: bool = False,
 ) -> Tensor:
@@ -139,8 +142,9 @@ def run(
     labels: an int or (n,) integers below n_classes, for a plan with classes. guidance: (n,) scales in place
     of the rows' own, for a plan with two branches. context: (n, n_context) or (n_context,), for a plan with a
     context. x_T: (n, dim) start values instead of the stream's. noise: (n_rows, n, dim) normals instead of
-    the stream's. fixed: coordinates that are given. return_trajectory: (n_rows + 1, n, dim), from x_T to the
-    samples. Ho et al. 2020, algorithm 2, with the row's general coefficients.
+    the stream's. fixed: coordinates that are given. table: read in place of the network where x is on its
+    grids. return_trajectory: (n_rows + 1, n, dim), from x_T to the samples.
+    Ho et al. 2020, algorithm 2, with the row's general coefficients.
     """
     n, start = _checks.sample_range(n, start)
     y = _class_indices(plan, n, labels)
@@ -154,6 +158,9 @@ def run(
             if fixed is not None:
                 x = fixed.at_level(x, float(row["signal"]), float(row["noise"]), seed, i, start)
             model_output = _guided(plan, row, float(row["c_in"]) * x, conditions, guidance)
+            if table is not None:
+                known, inside = interpolated(table, i, x, y)
+                model_output = torch.where(inside[:, None], known, model_output)
         z = None
         if row["s"] != 0:
             z = (_normal(n, plan.dim, seed, i, "step", start) if noise is None else noise[i]).to(dtype)

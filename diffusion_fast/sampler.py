@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_fast import _checks, _tensors, capture, cuda, ops, plan, sampler_checks, solvers
+from diffusion_fast import precision as tiers
 from diffusion_fast.conditions import conditions_of, fixed_of
 from diffusion_fast.cpu_chain import CpuChain
 from diffusion_fast.cuda_chain import CudaChain
@@ -57,9 +58,14 @@ class Sampler:
     backend: "native" runs the fused kernel or says why it cannot; "torch" runs the module with plain torch
     steps; "auto" is native where it can, else the module with the fused step (explain() tells).
     precision: "float32", and on CUDA "bfloat16" and "float16" for the network's products; a plan that has no
-    kernel of that precision runs in float32 (explain() tells). standardiser: its inverse is applied to the
-    samples. device: where the samples are drawn, that of the model's weights by default. The fused kernel
-    runs a plan made from them, wherever they are; torch runs the module where it is.
+    kernel of that precision runs in float32 (explain() tells). On the CPU, for samples of one or two elements
+    without a context, "table" reads the network's output from grids, made here once (network_table);
+    tolerance, 1e-3 by default, is of its error, relative to its RMS in each row. "auto" takes the fastest of
+    them whose samples hold the tolerance beside float32 (precision.py), and with expected_samples makes no
+    table that so few would not pay for. explain() has what was measured.
+    standardiser: its inverse is applied to the samples. device: where the samples are drawn, that of the
+    model's weights by default. The fused kernel runs a plan made from them, wherever they are; torch runs the
+    module where it is.
 
     Immutable, thread-safe, picklable. Raises TypeError or ValueError naming the argument; CaptureError (a
     ValueError) where backend="native" cannot run the model.
@@ -87,6 +93,8 @@ class Sampler:
         time_input: str = "index",
         backend: str = "auto",
         precision: str = "float32",
+        tolerance: float | None = None,
+        expected_samples: int | None = None,
         device: str | torch.device | None = None,
         standardiser: Standardiser | None = None,
         **solver_options: Any,
@@ -96,6 +104,7 @@ class Sampler:
         _checks.choice("backend", backend, BACKENDS)
         self.device = sampler_checks.sampler_device(device, place, precision, backend)
         self.precision = precision
+        asked_precision = tiers.asked(precision, tolerance, expected_samples)
         self.model = model
         self.schedule = schedule
         self.shape = sampler_checks.sample_shape(model, shape)
@@ -103,8 +112,8 @@ class Sampler:
         self.n_classes = self.conditions.n_classes
         self.time_input = time_input
         self.standardiser = sampler_checks.check_standardiser(standardiser, self.shape)
-        asked = guidance_scale, guidance_weight, guidance_interval, guidance_rescale
-        self.guidance = guidance_of(*asked, elements=prod(self.shape))
+        guided = guidance_scale, guidance_weight, guidance_interval, guidance_rescale
+        self.guidance = guidance_of(*guided, elements=prod(self.shape))
         if self.guidance is not None and not self.conditions.has_null:
             name, given = one_of(guidance_scale, guidance_weight)
             accepted = "None, for there is no null class (n_classes, null_class) and no null_context"
@@ -124,9 +133,12 @@ class Sampler:
         self.plan: plan.Plan | None = None
         self._notes: list[str] = []
         if backend != "torch":
-            self._capture(place, required=backend == "native")
+            self._capture(place, required=backend == "native" or precision == "table")
         if self.plan is None:
             sampler_checks.check_place(place, self.device, "".join(f" ({note})" for note in self._notes[:1]))
+        self.tier = tiers.Tier("float32" if precision == "auto" else precision)
+        if self.plan is not None and self.device is _tensors.CPU:
+            self.tier = tiers.tier_of(self.plan, asked_precision, resolve_threads(None))
         self._drawing = self._make_drawing()
         self._weights = Weights(model)
         self._fingerprint = self._weights.fingerprint()
@@ -158,7 +170,7 @@ class Sampler:
             network = Network(self.model, self.conditions, times, self.shape, guided)
             chain = ModuleChain(network, self.table, reverse_step_ref if twin else ops.reverse_step)
         elif self.device is _tensors.CPU:
-            chain = CpuChain(self.plan)
+            chain = CpuChain(self.plan, self.tier.table)
         else:
             chain = CudaChain(self.plan, self.precision, self.device)
         return Drawing(chain, self.device, self.shape, len(self.table), self.standardiser)
@@ -297,7 +309,7 @@ class Sampler:
             )
         if self.guidance is not None:
             head.append(f"guidance: {self.guidance.explain(len(self.table))}")
-        return "\n".join(head + [f"  {line}" for line in self._notes])
+        return "\n".join(head + [f"  {line}" for line in (*self.tier.notes, *self._notes)])
 
     def __setattr__(self, key: str, value: Any) -> None:
         if "_fingerprint" in vars(self):  # the last that __init__ sets
@@ -341,7 +353,7 @@ class Sampler:
             threads=resolve_threads(threads),
             labels=self.conditions.labels(labels, count, guided=self.guidance is not None),
             context=self.conditions.context(context, count, self.device),
-            guidance=scales_of(self.guidance, guidance_scale, guidance_weight, count, self.device),
+            guidance=self._scales(guidance_scale, guidance_weight, count),
             fixed=fixed_of(fixed_mask, fixed_values, fixed_clean, count, self.shape, self.device),
             x_T=None
             if x_T is None
@@ -353,6 +365,13 @@ class Sampler:
             ),
             trajectory=_checks.flag("return_trajectory", return_trajectory),
         )
+
+    def _scales(self, scale: Any, weight: Any, n: int) -> Tensor | None:
+        given = scales_of(self.guidance, scale, weight, n, self.device)
+        if given is not None and self.tier.table is not None:
+            accepted = "None: the table holds the network guided by the Sampler's own scale"
+            raise _checks.bad_value(*one_of(scale, weight), accepted)
+        return given
 
     def _seed(self, seed: Any) -> int | Tensor:
         if type(seed) is not int and isinstance(seed, Tensor) and isinstance(self._drawing.chain, CudaChain):
@@ -403,4 +422,6 @@ def sample(
             options[name] = call.pop(name)
         elif name in call:
             options[name] = ungraded  # the plan needs a second branch, whatever its scale
+    if options.get("precision") == "auto" and n:
+        options.setdefault("expected_samples", n)
     return Sampler(model, schedule, **options).sample(n, **call)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_fast import _checks, _tensors, capture, cuda
-from diffusion_fast.cuda_chain import PRECISIONS
+from diffusion_fast.cuda_chain import PRECISIONS as ON_CUDA
+from diffusion_fast.precision import PRECISIONS as ON_CPU
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 from diffusion_fast.solvers.table import StepTable
@@ -52,10 +53,13 @@ def sampler_device(given: Any, place: torch.device, precision: Any, backend: str
         found = cuda.device_of("model", place)
     else:
         found = cuda.device_of("device", given)
-    _checks.choice("precision", precision, PRECISIONS)
-    if precision != "float32" and (found.type == "cpu" or backend == "torch"):
-        where = "on the CPU" if found.type == "cpu" else "with backend='torch'"
-        raise _checks.bad_value("precision", precision, f"'float32' {where}")
+    _checks.choice("precision", precision, dict.fromkeys((*ON_CUDA, *ON_CPU)))
+    there: tuple[str, ...] = ON_CPU if found.type == "cpu" else ON_CUDA
+    where = "on the CPU" if found.type == "cpu" else "on CUDA"
+    if backend == "torch":
+        there, where = ("float32",), "with backend='torch'"
+    if precision not in there:
+        raise _checks.bad_value("precision", precision, f"{', '.join(map(repr, there))} {where}")
     return _tensors.CPU if found.type == "cpu" else found
 
 

@@ -16,6 +16,11 @@ def ones(shape: tuple[int, ...], **options: Any) -> torch.Tensor:
     return torch.ones(shape, **options)
 
 
+class WithContext(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return x + context[:, :2]
+
+
 def aliased_x_T(b: Bench) -> Any:
     given, out = overlapping(b)
     return b.draw(x_T=given, out=out)
@@ -86,7 +91,37 @@ SAMPLER_CASES = [
     Case("Sampler time_input", "unknown", lambda b: b.make(time_input="indx"),
          V, "'indx'", "did you mean 'index'"),
     Case("Sampler backend", "unknown", lambda b: b.make(backend="cuda"), V, "'cuda'", "auto, native, torch"),
-    Case("Sampler precision", "unknown", lambda b: b.make(precision="float16"), V, "'float16'", "float32"),
+    Case("Sampler precision", "of another device", lambda b: b.make(precision="float16"),
+         V, "'float16'", "'float32', 'table', 'auto' on the CPU"),
+    Case("Sampler precision", "misspelt", lambda b: b.make(precision="tabel"), V, "'tabel'",
+         "did you mean 'table'"),
+    Case("Sampler precision", "type", lambda b: b.make(precision=32), Ty, "32", "float32, .*table, auto"),
+    Case("Sampler precision", "a table for torch", lambda b: b.make(precision="table", backend="torch"),
+         V, "'table'", "'float32' with backend"),
+    Case("Sampler precision", "a table of three elements",
+         lambda b: b.make(Wide().eval(), shape=3, precision="table"), V, "'table'", "has 3 elements"),
+    Case("Sampler precision", "a table with a context",
+         lambda b: b.make(WithContext().eval(), shape=2, context_shape=4, precision="table"),
+         V, "'table'", "has a context"),
+    Case("Sampler tolerance", "zero", lambda b: b.make(precision="table", tolerance=0), V, "0",
+         r"\[1e-06, 1\]"),
+    Case("Sampler tolerance", "negative", lambda b: b.make(precision="auto", tolerance=-1e-3),
+         V, "-0.001", r"\[1e-06, 1\]"),
+    Case("Sampler tolerance", "NaN", lambda b: b.make(precision="table", tolerance=NAN), V, "nan", "finite"),
+    Case("Sampler tolerance", "string", lambda b: b.make(precision="table", tolerance="1e-3"),
+         Ty, "'1e-3'", "finite number"),
+    Case("Sampler tolerance", "above one", lambda b: b.make(precision="table", tolerance=2.0),
+         V, "2.0", r"\[1e-06, 1\]"),
+    Case("Sampler tolerance", "of float32", lambda b: b.make(tolerance=1e-3),
+         V, "0.001", "None with precision='float32'"),
+    Case("Sampler tolerance", "beyond the memory", lambda b: b.make(precision="table", tolerance=1e-6),
+         V, "1e-06", "a larger one, .* more than 512 MB"),
+    Case("Sampler expected_samples", "zero", lambda b: b.make(precision="auto", expected_samples=0),
+         V, "0", "from 1"),
+    Case("Sampler expected_samples", "float", lambda b: b.make(precision="auto", expected_samples=1e6),
+         Ty, "1000000.0", "integer"),
+    Case("Sampler expected_samples", "of a table", lambda b: b.make(precision="table", expected_samples=10),
+         V, "10", "None with precision='table'"),
     Case("Sampler device", "another", lambda b: b.make(device=META), V, "'meta'", "CPU"),
     Case("Sampler standardiser", "type", lambda b: b.make(standardiser=(0, 1)),
          Ty, r"\(0, 1\)", "Standardiser"),

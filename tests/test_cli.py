@@ -16,7 +16,7 @@ import torch
 from cli_bench import SMALL, done, json_of, listing, make_bench, rewrite, run
 
 import diffusion_fast as df
-from diffusion_fast import demo
+from diffusion_fast import demo, precision
 from diffusion_fast.cli import main, options
 from diffusion_fast.models.embeddings import TIME_EMBEDDINGS
 from diffusion_fast.models.mlp import ACTIVATIONS
@@ -40,6 +40,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_names_are_those_of_the_library() -> None:
     assert tuple(ACTIVATIONS) == options.ACTIVATIONS
     assert tuple(SOLVERS) == options.SOLVERS
+    assert options.PRECISIONS == precision.PRECISIONS
     assert options.DATA_SETS == df.datasets.NAMES
     assert options.TIME_EMBEDDINGS == TIME_EMBEDDINGS
     assert options.PREDICTION_TYPES == PREDICTION_TYPES

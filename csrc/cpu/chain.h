@@ -1,7 +1,8 @@
 // The whole reverse chain for a tile of samples that never leaves the cache: noise, network, update, row
-// after row. run_rows is the algorithm; the paths (paths.h) run it on many samples side by side or on one.
+// after row. run_rows is the algorithm; the paths run it on many samples side by side or on one (paths.h), or
+// on a block of samples with tables in place of the network (table_path.h).
 #pragma once
-#include "paths.h"
+#include "table_path.h"
 
 namespace df::DF_ISA {
 
@@ -105,6 +106,17 @@ static void fix(Path& path, float signal, float noise) {
     }
 }
 
+// What of the network reads neither x nor the step.
+template <class Path>
+static void prologue(Path& path) {
+    const ChainArgs& a = path.a;
+    const ProgramView& p = a.program;
+    Workspace& w = path.w;
+    if (p.n_context) path.read(a.context, a.context_stride, p.n_context, w.slots[0][p.context_slot]);
+    if (p.null_context) path.read_one(p.null_context, p.n_context, w.slots[1][p.context_slot]);
+    path.network(0, p.n_prologue, 0, w.x, p.branches);
+}
+
 template <class Path>
 static void begin(Path& path) {
     const ChainArgs& a = path.a;
@@ -121,9 +133,7 @@ static void begin(Path& path) {
         for (float* h : w.h)
             for (int i = 0; i < floats; i += W) store(h + i, splat(0.0f));
     if (a.fixed_mask) path.read(a.fixed, a.fixed_stride, p.dim, w.known);
-    if (p.n_context) path.read(a.context, a.context_stride, p.n_context, w.slots[0][p.context_slot]);
-    if (p.null_context) path.read_one(p.null_context, p.n_context, w.slots[1][p.context_slot]);
-    path.network(0, p.n_prologue, 0, w.x, p.branches);
+    prologue(path);
 }
 
 template <class Path>
@@ -168,11 +178,15 @@ static bool run_rows(Path&& path) {
 
 // ---- which path
 
-static int64_t chain_scratch_floats(const ChainArgs& a) {
+static int64_t tile_scratch_floats(const ChainArgs& a) {
     Workspace w;
     const int vectors = a.program.wide ? Wide::kVectors : Usual::kVectors;
     const int64_t tile = w.layout(a, nullptr, vectors * W), row = w.layout(a, nullptr, 1);
     return (tile > row ? tile : row) + 4 * W;
+}
+
+static int64_t chain_scratch_floats(const ChainArgs& a) {
+    return a.tables ? TablePath(a, nullptr, 0, cpu::kTableBlock).layout(nullptr) : tile_scratch_floats(a);
 }
 
 // Cycles of `count` samples on the row path against cycles of a one-vector tile: a lone vector of outputs
@@ -189,22 +203,40 @@ static bool rows_are_faster(const ProgramView& p, int count) {
     return 5 * count * row < 4 * tile;
 }
 
-template <class Shape>
-static bool run_tile(const ChainArgs& a, float* scratch, int64_t first, int count) {
+template <class Shape, class Run>
+static bool on_tile(const ChainArgs& a, float* scratch, int64_t first, int count, Run run) {
     constexpr int R = Shape::kBlock;
-    if (count <= W) return run_rows(TilePath<R, 1>(a, scratch, first, count));
-    if (count <= 2 * W) return run_rows(TilePath<R, 2>(a, scratch, first, count));
-    if constexpr (Shape::kVectors == 3) return run_rows(TilePath<R, 3>(a, scratch, first, count));
+    if (count <= W) return run(TilePath<R, 1>(a, scratch, first, count));
+    if (count <= 2 * W) return run(TilePath<R, 2>(a, scratch, first, count));
+    if constexpr (Shape::kVectors == 3) return run(TilePath<R, 3>(a, scratch, first, count));
     return false;
 }
 
-static bool chain(const ChainArgs& a, float* scratch, int64_t first, int count) {
+// run(path) for the samples of a tile together, or one by one while it is true.
+template <class Run>
+static bool on_path(const ChainArgs& a, float* scratch, int64_t first, int count, Run run) {
     if (count < W && rows_are_faster(a.program, count)) {
         for (int i = 0; i < count; ++i)
-            if (!run_rows(RowPath(a, scratch, first + i))) return false;
+            if (!run(RowPath(a, scratch, first + i))) return false;
         return true;
     }
-    return (a.program.wide ? run_tile<Wide> : run_tile<Usual>)(a, scratch, first, count);
+    if (a.program.wide) return on_tile<Wide>(a, scratch, first, count, run);
+    return on_tile<Usual>(a, scratch, first, count, run);
+}
+
+static bool chain(const ChainArgs& a, float* scratch, int64_t first, int count) {
+    if (a.tables) return run_rows(TablePath(a, scratch, first, count));
+    return on_path(a, scratch, first, count, [](auto&& path) { return run_rows(path); });
+}
+
+static void network_at(const ChainArgs& a, float* scratch, int row, int64_t first, int count) {
+    const ProgramView& p = a.program;
+    on_path(a, scratch, first, count, [&](auto&& path) {
+        path.read(a.x_T, p.dim, p.dim, path.w.x);
+        prologue(path);
+        path.write(evaluate(path, p.rows[row]), a.out);
+        return true;
+    });
 }
 
 }  // namespace df::DF_ISA

@@ -70,6 +70,8 @@ const Kernels table = {
     {df::DF_ISA::Wide::kBlock, df::DF_ISA::Wide::kVectors * df::DF_ISA::W},
     df::DF_ISA::chain_scratch_floats,
     df::DF_ISA::chain,
+    df::DF_ISA::network_at,
+    df::DF_ISA::lookup,
     df::DF_ISA::step,
     df::DF_ISA::step_statistics,
     df::DF_ISA::noise,

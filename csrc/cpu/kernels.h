@@ -45,16 +45,32 @@ struct ProgramView {
     bool wide;        // runs on tiles of the wide shape
 };
 
+// One grid of a table (lookup.h). A sample's position along an axis is scale x + shift, the nodes being at
+// the whole numbers from 0 to cells; outside of them the network itself is run.
+struct Grid {
+    float scale[2], shift[2];
+    int32_t cells[2];
+    int32_t class_floats;  // from one class to the next
+    int64_t offset;        // of class 0, in floats
+};
+
+struct TablesView {
+    const Grid* grids;
+    const int32_t* of_row;  // (n_rows) grids of rows
+    const float* values;
+};
+
 struct ChainArgs {
     ProgramView program;
-    float* out;             // (n, dim)
-    const float* x_T;       // (n, dim), or null: drawn from the stream
-    const float* noise;     // (n_rows, n, dim), or null: drawn from the stream
-    float* trajectory;      // (n_rows + 1, n, dim), or null
-    const int32_t* labels;  // (n), or null
-    int32_t label;          // used where labels is null
-    const float* guidance;  // (n) scales in place of the rows' own, or null
-    const float* context;   // (n, n_context), or one row for all samples
+    const TablesView* tables;  // or null: the network in every row
+    float* out;                // (n, dim)
+    const float* x_T;          // (n, dim), or null: drawn from the stream
+    const float* noise;        // (n_rows, n, dim), or null: drawn from the stream
+    float* trajectory;         // (n_rows + 1, n, dim), or null
+    const int32_t* labels;     // (n), or null
+    int32_t label;             // used where labels is null
+    const float* guidance;     // (n) scales in place of the rows' own, or null
+    const float* context;      // (n, n_context), or one row for all samples
     int64_t context_stride;
     // Fixed coordinates, or null: where the mask (dim) is not 0, x is set to the value, with the row's noise
     // unless clean, before each evaluation, and to the value itself in the end.
@@ -69,6 +85,20 @@ struct ChainArgs {
     void* watcher;
 };
 
+// Cubic interpolation for `count` samples, feature-major: element j of sample l at x[j * S + l].
+struct LookupArgs {
+    const Grid* grid;
+    const float* values;
+    const int32_t* labels;  // (S) of each sample, or null
+    int32_t label;          // used where labels is null; 0 without classes
+    const float* x;
+    float* F;
+    int32_t* outside;  // (count): which of the samples are not on the grid
+    int dim, S, count;
+};
+
+constexpr int kTableBlock = 1 << 14;  // samples that take a row of a chain on tables together
+
 constexpr int kStatisticsRows = 2, kStatisticsPadding = 16;
 
 // Outputs computed at once, and the most samples in a tile.
@@ -80,10 +110,14 @@ struct Kernels {
     const char* name;
     int lanes;             // SIMD width
     TileSize usual, wide;  // the same where one shape is the best for all programs
-    // Floats of scratch that a tile of `samples` needs (64-byte aligned).
+    // Floats of scratch that a tile needs, or with tables a block (64-byte aligned).
     int64_t (*scratch_floats)(const ChainArgs&);
-    // The whole chain for samples [first, first + count), count <= the tile's; false if stopped.
+    // The whole chain for samples [first, first + count), count <= the tile's or the block's; false if
+    // stopped.
     bool (*chain)(const ChainArgs&, float* scratch, int64_t first, int count);
+    // The network of a row at points [first, first + count) of x_T, count <= the tile's: guided F to out.
+    void (*network)(const ChainArgs&, float* scratch, int row, int64_t first, int count);
+    int (*lookup)(const LookupArgs&);  // returns how many are outside; S: whole vectors
     // Elements [quad_begin, quad_end) of the step, in quads of four elements of one sample.
     void (*step)(const StepArgs&, int64_t quad_begin, int64_t quad_end);
     // The factor and the threshold of samples [begin, end), as the row asks; scratch has room for

@@ -9,6 +9,34 @@
 
 namespace df::DF_ISA {
 
+// What tile_normals (below) does for samples in which the low word of their index overflows, one in 2^32:
+// lane by lane.
+static __attribute__((noinline)) void normals_with_carry(const RoundKeys& keys, uint64_t sample, int count,
+                                                         uint32_t word, int dim, float* z, int S) {
+    for (int l = 0; l < count; ++l, ++sample)
+        for (int q = 0; 4 * q < dim; ++q) {
+            float n[4];
+            normal4<ScalarLanes>(keys, uint32_t(q), word, uint32_t(sample), uint32_t(sample >> 32), n);
+            for (int i = 0; i < 4; ++i) z[(4 * q + i) * S + l] = n[i];
+        }
+}
+
+// Normals of V vectors of samples from index `sample` on, whole quads of elements: z[element * S + lane]
+template <int V>
+DF_INLINE void tile_normals(const RoundKeys& keys, uint64_t sample, uint32_t word, int dim, float* z, int S) {
+    using L = WideLanes<V>;
+    if (uint32_t(sample) > UINT32_MAX - V * W)
+        return normals_with_carry(keys, sample, V * W, word, dim, z, S);
+    typename L::U lo;
+    for (int v = 0; v < V; ++v) lo.v[v] = splat_bits(uint32_t(sample) + v * W) + lane_index();
+    for (int q = 0; 4 * q < dim; ++q) {
+        typename L::F n[4];
+        normal4_of_samples<L>(keys, uint32_t(q), word, lo, uint32_t(sample >> 32), n);
+        for (int i = 0; i < 4; ++i)
+            for (int v = 0; v < V; ++v) store(z + (4 * q + i) * S + v * W, n[i].v[v]);
+    }
+}
+
 // ---- lanes = samples: V vectors of them, feature-major; weights in blocks of R outputs
 
 template <int R, int V>
@@ -47,27 +75,7 @@ struct TilePath {
     }
 
     void normals(uint32_t word, float* z) const {
-        using L = WideLanes<V>;
-        const uint64_t sample = a.start + uint64_t(first);
-        if (uint32_t(sample) > UINT32_MAX - S) return normals_with_carry(sample, word, z);
-        typename L::U lo;
-        for (int v = 0; v < V; ++v) lo.v[v] = splat_bits(uint32_t(sample) + v * W) + lane_index();
-        for (int q = 0; 4 * q < a.program.dim; ++q) {
-            typename L::F n[4];
-            normal4_of_samples<L>(keys, uint32_t(q), word, lo, uint32_t(sample >> 32), n);
-            for (int i = 0; i < 4; ++i)
-                for (int v = 0; v < V; ++v) store(z + (4 * q + i) * S + v * W, n[i].v[v]);
-        }
-    }
-
-    // The one tile in 2^32 samples whose lanes differ in the high word of their index.
-    __attribute__((noinline)) void normals_with_carry(uint64_t sample, uint32_t word, float* z) const {
-        for (int l = 0; l < S; ++l, ++sample)
-            for (int q = 0; 4 * q < a.program.dim; ++q) {
-                float n[4];
-                normal4<ScalarLanes>(keys, uint32_t(q), word, uint32_t(sample), uint32_t(sample >> 32), n);
-                for (int i = 0; i < 4; ++i) z[(4 * q + i) * S + l] = n[i];
-            }
+        tile_normals<V>(keys, a.start + uint64_t(first), word, a.program.dim, z, S);
     }
 
     // Ops [from, to) for one branch, or for both side by side.

@@ -127,12 +127,14 @@ void work_on_tiles(Chain& chain, Worker& worker, const Kernels& kernels, float* 
 }
 
 // Samples per tile: full tiles for long calls, smaller equal ones when there are too few to go round.
-int tile_size(const Program& program, int64_t n, int threads) {
-    const int lanes = program.kernels().lanes;
-    const int64_t vectors = (n + lanes - 1) / lanes, full = program.tile().samples / lanes;
+int tile_size(int lanes, int samples, int64_t n, int threads) {
+    const int64_t vectors = (n + lanes - 1) / lanes, full = samples / lanes;
     const int64_t rounds = (vectors + threads * full - 1) / (threads * full);
     return int(std::min(full, (vectors + rounds * threads - 1) / (rounds * threads)) * lanes);
 }
+
+// A look-up's place in the same measure as Program::work_per_step.
+constexpr int64_t kLookupWork = 100;
 
 // Starting a thread costs some 20 us; each should get at least twice that, at about 50 multiply-adds a ns.
 int useful_threads(int threads, double multiply_adds) {
@@ -145,25 +147,44 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
     if (args.n == 0) return {0, {}};
     args.program = program.view();
     const Kernels& kernels = program.kernels();
-    const double cost =
-        double(program.work_per_step() + 32 * args.program.dim) * double(args.n) * args.program.n_rows;
-    threads = useful_threads(threads, cost);
+    const int64_t work = args.tables ? kLookupWork : program.work_per_step();
+    threads =
+        useful_threads(threads, double(work + 32 * args.program.dim) * double(args.n) * args.program.n_rows);
     threads = int(std::min<int64_t>(threads, (args.n + kernels.lanes - 1) / kernels.lanes));
 
     Chain chain{};
     chain.args = args;
     chain.poll = poll;
     chain.report.first_bad.reserve(9);  // so that noting bad rows never allocates
-    chain.tile = tile_size(program, args.n, threads);
+    const int samples = args.tables ? kTableBlock : program.tile().samples;
+    chain.tile = tile_size(kernels.lanes, samples, args.n, threads);
     const int64_t floats = kernels.scratch_floats(args) + 16;
     std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);
     const auto work_on = [&](int i) {
         const auto base = reinterpret_cast<uintptr_t>(scratch.get() + floats * i);
-        Worker worker{chain, i == 0, program.work_per_step() * chain.tile > 1000000 ? 0u : 15u};
+        Worker worker{chain, i == 0, work * chain.tile > 1000000 ? 0u : 15u};
         work_on_tiles(chain, worker, kernels, reinterpret_cast<float*>((base + 63) / 64 * 64));
     };
     parallel(threads, work_on, [&chain] { chain.serve(); });
     return chain.report;
+}
+
+void run_network(const Program& program, ChainArgs args, int row, int threads) {
+    args.program = program.view();
+    args.tables = nullptr;
+    const Kernels& kernels = program.kernels();
+    const int64_t tile = program.tile().samples, tiles = (args.n + tile - 1) / tile;
+    threads = useful_threads(threads, double(program.work_per_step()) * double(args.n));
+    threads = int(std::min<int64_t>(threads, tiles));
+    const int64_t floats = kernels.scratch_floats(args) + 16;
+    std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);
+    const auto work_on = [&](int i) {
+        const auto base = (reinterpret_cast<uintptr_t>(scratch.get() + floats * i) + 63) / 64 * 64;
+        for (int64_t t = tiles * i / threads; t < tiles * (i + 1) / threads; ++t)
+            kernels.network(args, reinterpret_cast<float*>(base), row, t * tile,
+                            int(std::min(tile, args.n - t * tile)));
+    };
+    parallel(threads, work_on, [] {});
 }
 
 namespace {

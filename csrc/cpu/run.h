@@ -20,6 +20,9 @@ struct ChainReport {
 // args.program, keep_going and watcher are filled in here. threads >= 1 is an upper limit.
 ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll poll);
 
+// The network's guided output of `row` at args.n points x_T (n, dim), to args.out (n, dim).
+void run_network(const Program& program, ChainArgs args, int row, int threads);
+
 void run_step(const Kernels& kernels, StepArgs args, int threads);
 void run_noise(const Kernels& kernels, const NoiseArgs& args, int threads);
 

@@ -82,6 +82,7 @@ SOLVERS = (
 )
 TRAINING_STEPS = 5000  # where --epochs is not given
 VARIANCES = ("beta", "posterior")
+PRECISIONS = ("float32", "table", "auto")
 MAX_SAMPLES = 1 << 48
 MAX_THREADS = 4096
 
@@ -286,7 +287,7 @@ def sampling(command: Decorated) -> Decorated:
     return command
 
 
-SAMPLER_OPTIONS = ("solver", "steps", "variance", "guidance_scale", "precision", "device")
+SAMPLER_OPTIONS = ("solver", "steps", "variance", "guidance_scale", "precision", "tolerance", "device")
 DRAWING_OPTIONS = ("num_samples", "labels", "threads", *SAMPLER_OPTIONS)
 DATA_OPTIONS = ("data", "data_seed", "label_column")
 _SAMPLING = (
@@ -313,9 +314,15 @@ _SAMPLING = (
     ),
     click.option(
         "--precision",
-        type=choice(["float32"]),
+        type=choice(PRECISIONS),
         default="float32",
-        help="Of the chain: float32 alone.",
+        help="Of the network in the chain: float32; table, which reads it from grids, for one or two "
+        "columns; auto, the faster of them whose samples hold the tolerance.",
+    ),
+    click.option(
+        "--tolerance",
+        type=real("a number in [1e-6, 1]", lambda x: 1e-6 <= x <= 1),
+        help="Relative error that --precision table or auto may have.  [default: 0.001]",
     ),
     click.option(
         "--device",

@@ -175,6 +175,7 @@ def make_sampler(
     variance: str | None,
     guidance_scale: float | None,
     precision: str,
+    tolerance: float | None,
     device: str,
 ) -> df.Sampler:
     options = {} if variance is None else {"variance": variance}
@@ -189,6 +190,7 @@ def make_sampler(
         steps=steps,
         guidance_scale=guidance_scale,
         precision=precision,
+        tolerance=tolerance,
         device=device,
         prediction_type=predicted,
         **options,

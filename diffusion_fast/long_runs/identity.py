@@ -47,7 +47,7 @@ def identity(
         else _hash([("mean", scale.mean.numpy()), ("std", scale.std.numpy())]),
         "labels": None if labels is None else _hash([("labels", labels.cycle)]),
         "context": None if row is None else _hash([("context", row.cpu().numpy())]),
-        "precision": sampler.precision,
+        "precision": sampler.tier.identity,
         "device": sampler.device.type,
         "plan": None if sampler.plan is None else sampler.plan.hash,
     }
