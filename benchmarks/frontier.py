@@ -22,8 +22,8 @@ from benchmarks import frontier_picture, machine
 from benchmarks.exact import SlicedLaw
 from benchmarks.run import RESULTS
 from benchmarks.solver_figure import RUNS, Run, Target
-from diffusion_fast.systems import guidance_2d, mixtures_1d, points_3d
 from diffusion_fast.cli.options import default_epochs
+from diffusion_fast.systems import guidance_2d, mixtures_1d, points_3d
 
 SEED = 0
 SAMPLES = 1 << 17

@@ -15,8 +15,8 @@ HIGHEST = 1.0  # a distance of the size of the data says no more
 NEAR = 1.1  # times the least distance that any run of the model reaches: near enough
 CAPTION = (
     "Seconds for {samples:,} samples, {threads} threads of {cpu}, the faster of two calls, the making of a "
-    "table not counted. Distance: mean Wasserstein-1 over directions to as many held-out rows; shaded: fresh data. "
-    "Full lines: float32; dotted: the table tier. Black: the best of all up to those seconds."
+    "table not counted. Distance: mean Wasserstein-1 over directions to as many held-out rows; shaded: fresh "
+    "data. Full lines: float32; dotted: the table tier. Black: the best of all up to those seconds."
 )
 
 
