@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import around, captured, cases, guided, scaling, schedulers, tables, training
+from benchmarks import around, captured, cases, guided, low_precision, scaling, schedulers, tables, training
 
 _ALL: list[cases.Case] = [
     *cases.CHAINS,
@@ -15,5 +15,6 @@ _ALL: list[cases.Case] = [
     *training.CASES,
     *schedulers.SCHEDULERS,
     *tables.CASES,
+    *low_precision.CASES,
 ]
 CASES = {case.name: case for case in _ALL}

@@ -201,7 +201,7 @@ py::array_t<float> activate(uint32_t code, float param, const py::array_t<float,
 }
 
 py::list isas() {
-    const Kernels* usable[3];
+    const Kernels* usable[kMostIsas];
     py::list names;
     const int count = usable_isas(usable);
     for (int i = 0; i < count; ++i) names.append(usable[i]->name);
@@ -225,10 +225,14 @@ PYBIND11_MODULE(_cpu, m) {
     m.attr("FIT_MARGIN") = kFitMargin;
     m.def("fit", &fit_grids, py::arg("cells"), py::arg("nodes"), py::arg("values"), py::arg("count"));
     py::class_<Program>(m, "Program", "A validated plan, packed for one instruction set; immutable.")
-        .def(py::init([](const py::bytes& plan, const std::string& isa) {
-                 return std::make_unique<Program>(plan_from(plan), chosen(isa));
+        .def(py::init([](const py::bytes& plan, const std::string& isa, int low_rows, bool emulated) {
+                 const Kernels& kernels = chosen(isa);
+                 if (low_rows < 0 || (low_rows && !emulated && !kernels.bfloat16))
+                     throw py::value_error("low_rows: takes a processor with AVX-512 BF16");
+                 return std::make_unique<Program>(plan_from(plan), kernels, low_rows);
              }),
-             py::arg("plan"), py::arg("isa") = "")
+             py::arg("plan"), py::arg("isa") = "", py::arg("low_rows") = 0, py::arg("emulated") = false)
+        .def_property_readonly("has_pairs", &Program::has_pairs)
         .def_property_readonly("isa", [](const Program& p) { return p.kernels().name; })
         .def_property_readonly("work_per_step", &Program::work_per_step)
         .def("run", &run, py::arg("out"), py::arg("n"), py::arg("start"), py::arg("seed"), py::arg("threads"),
@@ -254,13 +258,14 @@ PYBIND11_MODULE(_cpu, m) {
     });
     m.def("isa", [] { return kernels().name; });
     m.def("isas", &isas);
+    m.def("has_bfloat16", [] { return kernels().bfloat16; });
     m.def(
         "fma_peak",
-        [](const std::string& isa, int threads, double seconds) {
+        [](const std::string& isa, int threads, double seconds, bool pairs) {
             const Kernels& k = chosen(isa);
             check_threads(threads);
             const py::gil_scoped_release release;
-            return fma_peak(k, threads, seconds);
+            return product_peak(k, pairs, threads, seconds);
         },
-        py::arg("isa") = "", py::arg("threads") = 1, py::arg("seconds") = 0.5);
+        py::arg("isa") = "", py::arg("threads") = 1, py::arg("seconds") = 0.5, py::arg("pairs") = false);
 }

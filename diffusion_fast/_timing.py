@@ -127,9 +127,9 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fma_peak(seconds: float = PEAK_SECONDS) -> float:
+def fma_peak(seconds: float = PEAK_SECONDS, pairs: bool = False) -> float:
     """GFLOP/s of multiply-adds on registers alone: the chosen instruction set, as many threads as torch."""
-    return float(_cpu.fma_peak(_cpu.isa(), torch.get_num_threads(), seconds))
+    return float(_cpu.fma_peak(_cpu.isa(), torch.get_num_threads(), seconds, pairs))
 
 
 def compare(

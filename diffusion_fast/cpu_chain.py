@@ -13,12 +13,14 @@ from diffusion_fast.torch_chain import Call, NotFinite
 
 
 class CpuChain:
-    """A plan, packed for the processor's instruction set. table: in place of its network, or None."""
+    """A plan, packed for the processor's instruction set. table: in place of its network, or None. low_rows:
+    the first rows, in which wide layers multiply in bfloat16."""
 
-    def __init__(self, plan: Plan, table: NetworkTable | None = None) -> None:
-        self._program: Any = _cpu.Program(plan.to_bytes())
+    def __init__(self, plan: Plan, table: NetworkTable | None = None, low_rows: int = 0) -> None:
+        self._program: Any = _cpu.Program(plan.to_bytes(), low_rows=low_rows)
         self._table = None if table is None else table.packed()
-        self.name = f"native ({self._program.isa}{'' if table is None else ', from a table'})"
+        how = "" if table is None else ", from a table"
+        self.name = f"native ({self._program.isa}{how}{', bfloat16' if low_rows else ''})"
 
     def run(self, call: Call, target: Tensor) -> NotFinite:
         """Fills target, (n, *shape) or with a trajectory (rows + 1, n, *shape)."""

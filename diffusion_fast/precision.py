@@ -1,4 +1,5 @@
-"""What the fused chain on the CPU computes the network in: float32, or a table; and the choice by an error.
+"""What the fused chain on the CPU computes the network in: float32, products of bfloat16, or a table; and the
+choice by an error.
 
 precision="auto" tries what is faster than float32, the fastest first, on a pilot with the noise of a seed of
 its own: the first is taken whose samples differ from the float32 ones by no more than the tolerance, and from
@@ -8,7 +9,9 @@ expected_samples; what is faster is told by counting operations, not by a clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,28 +21,34 @@ from diffusion_fast.network_table import NetworkTable
 from diffusion_fast.network_table.table import LOOKUP_WORK
 from diffusion_fast.plan import Plan
 
-PRECISIONS = ("float32", "table", "auto")
+PRECISIONS = ("float32", "bfloat16", "table", "auto")
 TOLERANCE = 1e-3
 LEAST_TOLERANCE = 1e-6  # below, float32 itself rounds
 SEED = 0xB0D6E7
 PILOT = 4096  # samples
 # The candidates of "auto", the fastest first: tables with this part of the tolerance as that of the network.
 TABLES = (1.0, 0.125)
+# and after them, where the processor has products of bfloat16, so many of the rows with them: the last rows
+# leave the samples no time to forget an error.
+LOW_SHARES = (1.0, 0.75, 0.5)
+PILOTS = 4  # chains of PILOT samples that a choice of bfloat16 takes, at most
 
 
 @dataclass(frozen=True)
 class Tier:
-    """name: "float32", "table", or on CUDA "bfloat16" or "float16". notes: lines for explain()."""
+    """name: "float32", "bfloat16", "table", or on CUDA "float16". low_rows: on the CPU, the first rows, in
+    which wide layers multiply in bfloat16. notes: lines for explain()."""
 
     name: str
     table: NetworkTable | None = None
+    low_rows: int = 0
     notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
         """What samples of one plan and seed are a function of."""
         if self.table is None:
-            return self.name
+            return f"{self.name}, {self.low_rows} rows" if self.low_rows else self.name
         return f"{self.name}, tolerance {self.table.tolerance:g}, {self.table.digest[:32]}"
 
 
@@ -68,21 +77,40 @@ def asked(precision: str, tolerance: Any, expected_samples: Any) -> Asked:
 
 
 def tier_of(plan: Plan, want: Asked, threads: int) -> Tier:
-    """The tier of a plan on the CPU. Raises ValueError where "table" cannot be had."""
+    """The tier of a plan on the CPU. Raises ValueError where the one that is asked for cannot be had."""
     if want.precision == "float32":
         return Tier("float32")
-    work = int(_cpu.Program(plan.to_bytes()).work_per_step)
-    problem = _no_table(plan)
+    if want.precision == "bfloat16":
+        if not _cpu.has_bfloat16():
+            accepted = "'float32', 'table' or 'auto' on this processor, which has no AVX-512 BF16"
+            raise _checks.bad_value("precision", "bfloat16", accepted)
+        return _low(plan, 1.0) or Tier("float32", notes=(f"bfloat16: float32, for {NARROW}",))
     if want.precision == "table":
+        problem = _no_table(plan)
         if problem is not None:
             raise _checks.bad_value("precision", "table", f"'float32' or 'auto', for {problem}")
-        table = network_table.build(plan, want.tolerance, threads)
-        return Tier("table", table, tuple(table.explain(work)))
-    if problem is None:
-        problem = _does_not_pay(plan, want, work)
-    if problem is not None:
-        return Tier("float32", notes=(f"auto: float32, for {problem}",))
-    return _chosen(plan, want, work, threads)
+        return _tabulated(plan, want.tolerance, threads)
+    return _chosen(plan, want, threads)
+
+
+NARROW = "no layer has 32 inputs and outputs"
+
+
+def _low(plan: Plan, share: float) -> Tier | None:
+    """Products of bfloat16 in a share of the rows; None where no layer is wide enough."""
+    rows = math.ceil(share * len(plan.rows))
+    if not _cpu.Program(plan.to_bytes(), low_rows=rows).has_pairs:
+        return None
+    return Tier("bfloat16", low_rows=rows, notes=(f"products of bfloat16 in the first {rows} rows",))
+
+
+def _tabulated(plan: Plan, tolerance: float, threads: int) -> Tier:
+    table = network_table.build(plan, tolerance, threads)
+    return Tier("table", table, notes=tuple(table.explain(_work(plan))))
+
+
+def _work(plan: Plan) -> int:
+    return int(_cpu.Program(plan.to_bytes()).work_per_step)
 
 
 def _no_table(plan: Plan) -> str | None:
@@ -103,19 +131,32 @@ def _does_not_pay(plan: Plan, want: Asked, work: int) -> str | None:
     return None
 
 
-def _chosen(plan: Plan, want: Asked, work: int, threads: int) -> Tier:
-    notes: list[str] = []
-    exact = _pilot(plan, None, threads)
-    for part in TABLES:
+def _candidates(plan: Plan, want: Asked, threads: int, notes: list[str]) -> Iterator[Tier]:
+    problem = _no_table(plan) or _does_not_pay(plan, want, _work(plan))
+    if problem is not None:
+        notes.append(f"auto: no table, for {problem}")
+    for part in TABLES if problem is None else ():
         try:
-            table = network_table.build(plan, want.tolerance * part, threads)
+            yield _tabulated(plan, want.tolerance * part, threads)
         except ValueError as error:
             notes.append(f"auto: no table ({error})")
             break
-        holds, measured = _compared(_pilot(plan, table, threads), exact, want.tolerance)
-        notes.append(f"auto: a table with a network error of {table.tolerance:g} {measured}")
+    few = want.expected_samples is not None and want.expected_samples < PILOTS * PILOT
+    for share in LOW_SHARES if _cpu.has_bfloat16() and not few else ():
+        if low := _low(plan, share):
+            yield low
+
+
+def _chosen(plan: Plan, want: Asked, threads: int) -> Tier:
+    notes: list[str] = []
+    exact: np.ndarray | None = None
+    for tier in _candidates(plan, want, threads, notes):
+        exact = _pilot(plan, Tier("float32"), threads) if exact is None else exact
+        holds, measured = _compared(_pilot(plan, tier, threads), exact, want.tolerance)
+        error = "" if tier.table is None else f" with a network error of {tier.table.tolerance:g}"
+        notes.append(f"auto: {tier.name}{error} {measured}")
         if holds:
-            return Tier("table", table, (*notes, *table.explain(work)))
+            return replace(tier, notes=(*notes, *tier.notes))
     return Tier("float32", notes=(*notes, "auto: float32, for no faster tier holds"))
 
 
@@ -134,11 +175,11 @@ def _compared(given: np.ndarray, exact: np.ndarray, tolerance: float) -> tuple[b
     )
 
 
-def _pilot(plan: Plan, table: NetworkTable | None, threads: int) -> np.ndarray:
+def _pilot(plan: Plan, tier: Tier, threads: int) -> np.ndarray:
     """(PILOT, dim) float64, all classes in turn."""
     out = np.empty((PILOT, plan.dim), np.float32)
     labels = (np.arange(PILOT) % max(plan.n_classes, 1)).astype(np.int32)
-    program: Any = _cpu.Program(plan.to_bytes())
+    program: Any = _cpu.Program(plan.to_bytes(), low_rows=tier.low_rows)
     program.run(
         out.ctypes.data,
         PILOT,
@@ -146,6 +187,6 @@ def _pilot(plan: Plan, table: NetworkTable | None, threads: int) -> np.ndarray:
         SEED,
         threads,
         labels=labels.ctypes.data if plan.n_classes else 0,
-        tables=None if table is None else table.packed(),
+        tables=None if tier.table is None else tier.table.packed(),
     )
     return out.astype(np.float64)

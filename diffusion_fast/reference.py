@@ -34,6 +34,8 @@ from diffusion_fast.tile_ops import (
     TableOp,
 )
 
+BFLOAT16_WIDTH = 32  # inputs and outputs below which a layer stays in float32, as in csrc/cpu/program.cpp
+
 # function(value, parameter), by the names of tile_ops.FUNCTIONS.
 FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "identity": lambda v, _: v,
@@ -134,6 +136,7 @@ def run(
     noise: Tensor | None = None,
     fixed: Fixed | None = None,
     table: NetworkTable | None = None,
+    low_rows: int = 0,
     dtype: torch.dtype = torch.float32,
     return_trajectory: bool = False,
 ) -> Tensor:
@@ -143,7 +146,8 @@ def run(
     of the rows' own, for a plan with two branches. context: (n, n_context) or (n_context,), for a plan with a
     context. x_T: (n, dim) start values instead of the stream's. noise: (n_rows, n, dim) normals instead of
     the stream's. fixed: coordinates that are given. table: read in place of the network where x is on its
-    grids. return_trajectory: (n_rows + 1, n, dim), from x_T to the samples.
+    grids. low_rows: the first rows, in which wide layers multiply what is rounded to bfloat16.
+    return_trajectory: (n_rows + 1, n, dim), from x_T to the samples.
     Ho et al. 2020, algorithm 2, with the row's general coefficients.
     """
     n, start = _checks.sample_range(n, start)
@@ -157,7 +161,8 @@ def run(
         if row["flags"] & EVAL:
             if fixed is not None:
                 x = fixed.at_level(x, float(row["signal"]), float(row["noise"]), seed, i, start)
-            model_output = _guided(plan, row, float(row["c_in"]) * x, conditions, guidance)
+            u = float(row["c_in"]) * x
+            model_output = _guided(plan, row, u, conditions, guidance, low=i < low_rows)
             if table is not None:
                 known, inside = interpolated(table, i, x, y)
                 model_output = torch.where(inside[:, None], known, model_output)
@@ -180,19 +185,23 @@ def net(
     table: Tensor | int,
     labels: Tensor | int | None = None,
     context: Tensor | None = None,
+    low: bool = False,
 ) -> Tensor:
     """The network once: u (n, dim), table and labels an index each or (n,) of them, context (n, n_context) ->
-    (n, dim) in u's dtype."""
+    (n, dim) in u's dtype. low: the products of wide layers are of bfloat16."""
     values = {0: u}
     if plan.n_context:
         if context is None or context.shape != (len(u), plan.n_context):
             raise _checks.bad_value("context", context, f"a tensor of shape {(len(u), plan.n_context)}")
         values[1] = context
-    for op in plan.operations if isinstance(plan, Plan) else plan.ops:
+    for i, op in enumerate(plan.operations if isinstance(plan, Plan) else plan.ops):
         if isinstance(op, LinearOp):
             start = _init(op, plan, u, table, labels)
             start = start + values[op.addend] if op.addend else start
-            linear = start + values[op.src] @ _cast(op.weight, u).T
+            x, weight = values[op.src], _cast(op.weight, u)
+            if low and i >= plan.n_prologue and min(weight.shape) >= BFLOAT16_WIDTH:
+                x, weight = x.bfloat16().to(u.dtype), weight.bfloat16().to(u.dtype)
+            linear = start + x @ weight.T
             values[op.dst] = FUNCTIONS[op.activation](linear, op.act_param)
         elif isinstance(op, TableOp):
             values[op.dst] = _init(op, plan, u, table, labels).expand(len(u), -1)
@@ -362,20 +371,21 @@ def _guided(
     u: Tensor,
     conditions: tuple[Tensor | None, Tensor | None],
     guidance: Tensor | None,
+    low: bool,
 ) -> Tensor:
     """F of one branch, or the guided F of two; a row with s = 1 is outside of the guided interval.
 
     conditions: labels (n,) and context (n, n_context). guidance: (n,), each sample's own s.
     """
     labels, context = conditions
-    conditional = net(plan, u, int(row["table"]), labels, context)
+    conditional = net(plan, u, int(row["table"]), labels, context, low)
     if plan.branches == 1 or row["guidance"] == 1:
         return conditional
     null_class = plan.n_classes - 1 if plan.n_classes else None
     if plan.null_context >= 0:
         null = plan.blob[plan.null_context : plan.null_context + plan.n_context]
         context = _cast(null, u).expand(len(u), -1)
-    unconditional = net(plan, u, int(row["table"]), null_class, context)
+    unconditional = net(plan, u, int(row["table"]), null_class, context, low)
     scale = float(row["guidance"]) if guidance is None else guidance
     return guided(conditional, unconditional, scale, float(row["rescale"]))
 

@@ -57,12 +57,13 @@ class Sampler:
     flow), "sigma", "log_sigma/4".
     backend: "native" runs the fused kernel or says why it cannot; "torch" runs the module with plain torch
     steps; "auto" is native where it can, else the module with the fused step (explain() tells).
-    precision: "float32", and on CUDA "bfloat16" and "float16" for the network's products; a plan that has no
-    kernel of that precision runs in float32 (explain() tells). On the CPU, for samples of one or two elements
-    without a context, "table" reads the network's output from grids, made here once (network_table);
-    tolerance, 1e-3 by default, is of its error, relative to its RMS in each row. "auto" takes the fastest of
-    them whose samples hold the tolerance beside float32 (precision.py), and with expected_samples makes no
-    table that so few would not pay for. explain() has what was measured.
+    precision: "float32", or for the network's products "bfloat16", and on CUDA "float16"; a plan that has no
+    kernel of that precision runs in float32 (explain() tells). On the CPU "bfloat16" takes a processor with
+    AVX-512 BF16. There, for samples of one or two elements without a context, "table" reads the network's
+    output from grids, made here once (network_table); tolerance, 1e-3 by default, is of its error, relative
+    to its RMS in each row. "auto" takes the fastest of them whose samples hold the tolerance beside float32
+    (precision.py), and with expected_samples makes no table that so few would not pay for. explain() has what
+    was measured.
     standardiser: its inverse is applied to the samples. device: where the samples are drawn, that of the
     model's weights by default. The fused kernel runs a plan made from them, wherever they are; torch runs the
     module where it is.
@@ -170,7 +171,7 @@ class Sampler:
             network = Network(self.model, self.conditions, times, self.shape, guided)
             chain = ModuleChain(network, self.table, reverse_step_ref if twin else ops.reverse_step)
         elif self.device is _tensors.CPU:
-            chain = CpuChain(self.plan, self.tier.table)
+            chain = CpuChain(self.plan, self.tier.table, self.tier.low_rows)
         else:
             chain = CudaChain(self.plan, self.precision, self.device)
         return Drawing(chain, self.device, self.shape, len(self.table), self.standardiser)

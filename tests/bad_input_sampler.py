@@ -92,7 +92,7 @@ SAMPLER_CASES = [
          V, "'indx'", "did you mean 'index'"),
     Case("Sampler backend", "unknown", lambda b: b.make(backend="cuda"), V, "'cuda'", "auto, native, torch"),
     Case("Sampler precision", "of another device", lambda b: b.make(precision="float16"),
-         V, "'float16'", "'float32', 'table', 'auto' on the CPU"),
+         V, "'float16'", "'float32', 'bfloat16', 'table', 'auto' on the CPU"),
     Case("Sampler precision", "misspelt", lambda b: b.make(precision="tabel"), V, "'tabel'",
          "did you mean 'table'"),
     Case("Sampler precision", "type", lambda b: b.make(precision=32), Ty, "32", "float32, .*table, auto"),

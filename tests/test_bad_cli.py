@@ -41,6 +41,10 @@ CASES = [
     Case("CHECKPOINT", "a text", "explain kinds.csv", "'kinds.csv'", "checkpoint"),
     Case("CHECKPOINT", "not given", "explain", "not given", "checkpoint"),
     # the output
+    Case("sample --quality", "unknown", f"{SAMPLE} --quality good", "'good'", "fast, balanced, exact"),
+    Case("sample --quality", "with a solver", f"{SAMPLE} --quality fast --solver ddim", "'ddim'",
+         "nothing with --quality", "--solver"),
+    Case("sample --spacing", "unknown", f"{SAMPLE} --spacing even", "'even'", "leading, trailing"),
     Case("sample --out", "not given", "sample helix.safetensors", "not given", r"\.npy", "--out"),
     Case("sample --out", "exists", "sample helix.safetensors --out data.npy", "'data.npy', which exists",
          "--force"),

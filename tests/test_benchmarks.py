@@ -20,15 +20,17 @@ from benchmarks import (
     cases,
     figures,
     guided,
+    low_precision,
     peers,
     run,
     scaling,
     schedulers,
+    tables,
     traffic,
     training,
 )
 from benchmarks.registry import CASES
-from diffusion_fast import _timing, _torch_peers, shape_benchmark
+from diffusion_fast import _cpu, _timing, _torch_peers, shape_benchmark
 from diffusion_fast.models.mlp import ACTIVATIONS
 from diffusion_fast.shape_benchmark import measure_shape
 
@@ -328,9 +330,11 @@ def test_registry_is_whole() -> None:
         "around",
         "scheduler",
         "training",
-    }
+        "table",
+    } | ({"bfloat16"} if _cpu.has_bfloat16() else set())
     lists = (cases.CHAINS, cases.LATENCIES, cases.STEPS, scaling.SCALINGS)
     more = (captured.CASES, guided.CASES, around.CASES, training.CASES, schedulers.SCHEDULERS)
+    more += (tables.CASES, low_precision.CASES)
     assert len(CASES) == sum(map(len, (*lists, *more))), "two cases of one name"
     assert all(case.names[0] == "ours" for case in CASES.values())
 

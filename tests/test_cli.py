@@ -17,13 +17,14 @@ from cli_bench import SMALL, done, json_of, listing, make_bench, rewrite, run
 
 import diffusion_fast as df
 from diffusion_fast import demo, precision
-from diffusion_fast.cli import main, options
+from diffusion_fast.cli import main, options, quality
 from diffusion_fast.models.embeddings import TIME_EMBEDDINGS
 from diffusion_fast.models.mlp import ACTIVATIONS
 from diffusion_fast.sampler import Sampler
 from diffusion_fast.schedules import SCHEDULE_NAMES
 from diffusion_fast.solvers import SOLVERS
 from diffusion_fast.solvers.levels import PREDICTION_TYPES
+from diffusion_fast.solvers.spacing import SIGMA_SPACINGS, SPACINGS
 from diffusion_fast.threads import MAX_THREADS
 
 FORMATS = ["npy", "npz", "csv", "parquet"]
@@ -41,6 +42,8 @@ def test_names_are_those_of_the_library() -> None:
     assert tuple(ACTIVATIONS) == options.ACTIVATIONS
     assert tuple(SOLVERS) == options.SOLVERS
     assert options.PRECISIONS == precision.PRECISIONS
+    assert (*SPACINGS, *SIGMA_SPACINGS) == options.SPACINGS
+    assert tuple(quality.QUALITIES) == options.QUALITIES
     assert options.DATA_SETS == df.datasets.NAMES
     assert options.TIME_EMBEDDINGS == TIME_EMBEDDINGS
     assert options.PREDICTION_TYPES == PREDICTION_TYPES
@@ -203,6 +206,26 @@ def test_options_reach_the_sampler(bench: Path, tmp_path: Path) -> None:
         done(bench, *command, *arguments)
         expected = checkpoint.sampler(**make).sample(30, **draw).numpy()
         assert np.array_equal(np.load(tmp_path / "s.npy"), expected), arguments
+
+
+@pytest.mark.parametrize("name", quality.QUALITIES)
+def test_a_quality_is_its_options(tmp_path: Path, name: str) -> None:
+    done(tmp_path, "train", "--out", "a.safetensors", "--hidden", "8", "--n-steps", 40, "--epochs", 1)
+    command = ["sample", "a.safetensors", "--num-samples", 50]
+    text = done(tmp_path, *command, "--quality", name, "--out", "a.npy").output
+    chosen = quality.QUALITIES[name]
+    assert f"quality {name}: {chosen['solver']}, {chosen['steps'] or 40} steps" in text
+    spelled = [word for key, value in chosen.items() if value is not None for word in (f"--{key}", value)]
+    done(tmp_path, *command, *spelled, "--out", "b.npy")
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    good = json_of(tmp_path, "verify", "a.npy", "--redraw", 0, "--checkpoint", "a.safetensors")
+    assert good["good"]
+
+
+def test_a_quality_of_a_short_chain_is_the_whole(bench: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.npy"
+    text = done(bench, "sample", "helix.safetensors", "--num-samples", 5, "--quality", "fast", "--out", out)
+    assert "quality fast: dpmpp_2m, 10 steps, precision float32" in text.output
 
 
 def test_classes_are_where_their_data_is(bench: Path, tmp_path: Path) -> None:

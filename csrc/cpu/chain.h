@@ -63,7 +63,7 @@ static const float* evaluate(Path& path, const StepRow& row) {
         u = w.slots[0][0];
     }
     const bool guided = p.branches == 2 && row.guidance != 1.0f;
-    path.network(p.n_prologue, p.n_ops, row.table, u, guided ? 2 : 1);
+    path.network(p.n_prologue, p.n_ops, row.table, u, guided ? 2 : 1, &row - p.rows < p.low_rows);
     const float* c = w.slots[0][p.out_slot];
     float* F = w.slots[1][p.out_slot];  // F_u, or F_c itself where the branches do not differ
     if (!guided || F == c) return c;
@@ -114,7 +114,7 @@ static void prologue(Path& path) {
     Workspace& w = path.w;
     if (p.n_context) path.read(a.context, a.context_stride, p.n_context, w.slots[0][p.context_slot]);
     if (p.null_context) path.read_one(p.null_context, p.n_context, w.slots[1][p.context_slot]);
-    path.network(0, p.n_prologue, 0, w.x, p.branches);
+    path.network(0, p.n_prologue, 0, w.x, p.branches, false);
 }
 
 template <class Path>

@@ -21,14 +21,23 @@ namespace avx512 {
 extern const Kernels table;
 }
 #endif
+#if defined(DF_HAVE_AVX512_BF16)
+namespace avx512_bf16 {
+extern const Kernels table;
+}
+#endif
 
-int usable_isas(const Kernels* out[3]) {
+int usable_isas(const Kernels* out[kMostIsas]) {
     int count = 0;
 #if defined(DF_HAVE_AVX512)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("fma"))
+        __builtin_cpu_supports("fma")) {
+#if defined(DF_HAVE_AVX512_BF16)
+        if (__builtin_cpu_supports("avx512bf16")) out[count++] = &avx512_bf16::table;
+#endif
         out[count++] = &avx512::table;
+    }
 #endif
 #if defined(DF_HAVE_AVX2)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) out[count++] = &avx2::table;
@@ -38,7 +47,7 @@ int usable_isas(const Kernels* out[3]) {
 }
 
 const Kernels& kernels_named(const char* name) {
-    const Kernels* usable[3];
+    const Kernels* usable[kMostIsas];
     const int count = usable_isas(usable);
     std::string names;
     for (int i = 0; i < count; ++i) {
@@ -56,7 +65,7 @@ const Kernels& kernels() {
             } catch (const std::invalid_argument& error) {
                 throw std::invalid_argument(std::string("DIFFUSION_FAST_ISA: ") + error.what());
             }
-        const Kernels* usable[3];
+        const Kernels* usable[kMostIsas];
         usable_isas(usable);
         return *usable[0];
     }();

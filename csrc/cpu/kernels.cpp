@@ -27,19 +27,19 @@ DF_INLINE void keep_in_register(vf& v) {
 #endif
 }
 
-// Fused multiply-adds on registers only, `chains` independent ones: the ceiling the kernels are measured
-// against.
-// Every loop over acc is unrolled, or the array would live in memory and the ceiling be a third of the truth.
-template <int N>
+// The products of a layer on registers only, in N independent chains: the ceiling the kernels are measured
+// against. Every loop over acc is unrolled, or the array would live in memory and the ceiling be a third of
+// the truth. A pair counts as two.
+template <class P, int N>
 static double burst(int64_t iterations) {
     vf acc[N];
 #pragma GCC unroll 12
     for (int i = 0; i < N; ++i) acc[i] = splat(float(i));
-    const vf a = splat(0.999f), b = splat(0.001f);
+    const auto a = P::all(typename P::T(0)), b = P::all(typename P::T(0));
     for (int64_t k = 0; k < iterations; ++k) {
 #pragma GCC unroll 12
         for (int i = 0; i < N; ++i) {
-            acc[i] = fma(acc[i], a, b);
+            acc[i] = P::add(acc[i], a, b);
             keep_in_register(acc[i]);
         }
     }
@@ -48,11 +48,18 @@ static double burst(int64_t iterations) {
     for (int i = 0; i < N; ++i) sum += acc[i];
     volatile float keep = sum[0];
     (void)keep;
-    return double(iterations) * N * W;
+    return double(iterations) * N * W * (P::terms(2) == 1 ? 2 : 1);
 }
 
-static double fma_burst(int64_t iterations, int chains) {
-    return chains == 8 ? burst<8>(iterations) : chains == 10 ? burst<10>(iterations) : burst<12>(iterations);
+template <class P>
+static double burst_of(int64_t iterations, int chains) {
+    return chains == 8    ? burst<P, 8>(iterations)
+           : chains == 10 ? burst<P, 10>(iterations)
+                          : burst<P, 12>(iterations);
+}
+
+static double product_burst(bool pairs, int64_t iterations, int chains) {
+    return (pairs ? burst_of<Bfloat16Products> : burst_of<Float32Products>)(iterations, chains);
 }
 
 }  // namespace df::DF_ISA
@@ -66,6 +73,7 @@ extern const Kernels table;
 const Kernels table = {
     DF_STRING(DF_ISA),
     df::DF_ISA::W,
+    df::DF_ISA::kHasBfloat16,
     {df::DF_ISA::Usual::kBlock, df::DF_ISA::Usual::kVectors * df::DF_ISA::W},
     {df::DF_ISA::Wide::kBlock, df::DF_ISA::Wide::kVectors * df::DF_ISA::W},
     df::DF_ISA::chain_scratch_floats,
@@ -76,7 +84,7 @@ const Kernels table = {
     df::DF_ISA::step_statistics,
     df::DF_ISA::noise,
     df::DF_ISA::apply_all,
-    df::DF_ISA::fma_burst,
+    df::DF_ISA::product_burst,
     {df::DF_ISA::kPanel, df::DF_ISA::condition_forward, df::DF_ISA::trunk, df::DF_ISA::condition_backward,
      df::DF_ISA::gradient, df::DF_ISA::gradient_square, df::DF_ISA::row_square, df::DF_ISA::update,
      df::DF_ISA::update_rows, df::DF_ISA::settle},

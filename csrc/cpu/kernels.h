@@ -16,13 +16,14 @@ struct PackedOp {
     float param;
     int n_in, n_out, n_out_padded;  // padded to whole vectors
     int extra;                      // as in TileOp, but a value's slot
-    const float* blocks;       // tile path: outputs in blocks (the last may be narrower), each [k][block]
-    const float* rows;         // few-sample path: panels of outputs, each [k][panel]
-    const float* bias;         // (n_out_padded), or null
-    const float* step_table;   // (n_tables, n_out_padded), or null
-    const float* class_table;  // (n_classes, n_out_padded), or null
-    const float* weight;       // kNorm: (n_out_padded), or null
-    const int32_t* index;      // kGather: (n_in)
+    const float* blocks;  // tile path: outputs in blocks (the last may be narrower), each [k][block]
+    const float* rows;    // few-sample path: panels of outputs, each [k][panel]
+    const uint32_t *pair_blocks, *pair_rows;  // the same in pairs of bfloat16, k counting pairs; or null
+    const float* bias;                        // (n_out_padded), or null
+    const float* step_table;                  // (n_tables, n_out_padded), or null
+    const float* class_table;                 // (n_classes, n_out_padded), or null
+    const float* weight;                      // kNorm: (n_out_padded), or null
+    const int32_t* index;                     // kGather: (n_in)
     int src, dst;  // slots: buffers shared by values whose lifetimes do not meet; 0 is the net's input
     bool differs;  // between the branches of a guided plan; what does not is computed once for both
 };
@@ -40,6 +41,8 @@ struct ProgramView {
     int n_rows, n_ops, n_prologue, n_slots, out_slot, context_slot;
     int dim, dim_padded;  // padded to whole vectors and whole quads
     int n_classes, n_context, branches;
+    int pairs;     // of inputs of the widest layer that has pairs; 0 without one
+    int low_rows;  // the first rows, which multiply pairs where there are some
     uint32_t terms;
     bool thresholds;  // some row has a quantile
     bool wide;        // runs on tiles of the wide shape
@@ -109,6 +112,7 @@ struct TileSize {
 struct Kernels {
     const char* name;
     int lanes;             // SIMD width
+    bool bfloat16;         // has an instruction for products of bfloat16
     TileSize usual, wide;  // the same where one shape is the best for all programs
     // Floats of scratch that a tile needs, or with tables a block (64-byte aligned).
     int64_t (*scratch_floats)(const ChainArgs&);
@@ -126,13 +130,14 @@ struct Kernels {
                             float* threshold);
     void (*noise)(const NoiseArgs&, int64_t quad_begin, int64_t quad_end);
     void (*apply)(Function, float param, float* y, int64_t count);  // count: a multiple of lanes
-    // Runs fused multiply-adds on registers only; returns how many it ran.
-    double (*fma_burst)(int64_t iterations, int chains);
+    // Runs products on registers only, fused multiply-adds or those of pairs; returns how many it ran.
+    double (*product_burst)(bool pairs, int64_t iterations, int chains);
     TrainKernels train;
 };
 
 const Kernels& kernels();                   // the chosen instruction set: DIFFUSION_FAST_ISA, else the best
 const Kernels& kernels_named(const char*);  // throws std::invalid_argument with the usable names
-int usable_isas(const Kernels* out[3]);     // best first
+constexpr int kMostIsas = 4;
+int usable_isas(const Kernels* out[kMostIsas]);  // best first
 
 }  // namespace df::cpu

@@ -78,8 +78,9 @@ struct TilePath {
         tile_normals<V>(keys, a.start + uint64_t(first), word, a.program.dim, z, S);
     }
 
-    // Ops [from, to) for one branch, or for both side by side.
-    void network(int from, int to, uint32_t table, const float* u, int branches) {
+    // Ops [from, to) for one branch, or for both side by side; low: with pairs of bfloat16 where there are
+    // some.
+    void network(int from, int to, uint32_t table, const float* u, int branches, bool low) {
         for (int i = from; i < to; ++i) {
             const PackedOp& op = a.program.ops[i];
             const int count = op.differs ? branches : 1;
@@ -92,7 +93,7 @@ struct TilePath {
                 const float* lane_init = per_lane ? w.lane_init[i] : nullptr;
                 if (op.kind == OpKind::kLinear)
                     linear[b] = {uniform_init(op, table, label, w.init[b]),
-                                 op.extra ? w.slots[b][op.extra] : lane_init, x, y};
+                                 op.extra ? w.slots[b][op.extra] : lane_init, x, y, w.pairs[b]};
                 else if (is_joint(op) && per_lane)
                     gather_rows(op, op.class_table + joint_offset(op, table), y);
                 else if (op.kind == OpKind::kTable)
@@ -100,7 +101,7 @@ struct TilePath {
                 else
                     other_op<S>(op, x, op.extra ? w.slots[b][op.extra] : u, y);
             }
-            if (op.kind == OpKind::kLinear) linear_tile<R, V>(op, linear, count);
+            if (op.kind == OpKind::kLinear) linear_tile<R, V>(op, linear, count, low);
         }
     }
 
@@ -192,7 +193,7 @@ struct RowPath {
         }
     }
 
-    void network(int from, int to, uint32_t table, const float* u, int branches) {
+    void network(int from, int to, uint32_t table, const float* u, int branches, bool low) {
         backwards = !backwards;
         for (int i = from; i < to; ++i) {
             const PackedOp& op = a.program.ops[i];
@@ -204,8 +205,8 @@ struct RowPath {
                 const float* init = is_joint(op) ? op.class_table + joint_row * op.n_out_padded
                                                  : uniform_init(op, table, label, w.init[b]);
                 if (op.kind == OpKind::kLinear)
-                    linear_row(op, op.extra ? plus(init, w.slots[b][op.extra], op.n_out_padded) : init, x, y,
-                               backwards);
+                    linear_row(op, op.extra ? plus(init, w.slots[b][op.extra], op.n_out_padded) : init, x,
+                               w.pairs[b], y, backwards, low);
                 else if (op.kind == OpKind::kTable)
                     memcpy(y, init, size_t(op.n_out_padded) * sizeof(float));
                 else

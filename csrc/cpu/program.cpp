@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace df::cpu {
 namespace {
@@ -14,6 +15,16 @@ int padded(uint32_t width) { return int(width + kPadding - 1) / kPadding * kPadd
 // neighbour shares the caches (AVX2, medians; benchmarks/NOTES.md); below, the usual one gives 3 % more.
 constexpr int64_t kUsualBytes = 32 << 10;
 
+// Layers of fewer inputs or outputs stay in float32: what their products would gain, the conversion costs.
+constexpr int kBfloat16Width = 32;
+
+// The upper half of a float, rounded to nearest even; NaN becomes the quiet NaN that torch writes.
+uint32_t bfloat16_bits(float value) {
+    uint32_t u;
+    std::memcpy(&u, &value, sizeof(u));
+    return value != value ? 0x7fc0u : (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
+}
+
 bool is_wide(const Plan& plan, const Kernels& kernels) {
     return std::any_of(plan.ops.begin(), plan.ops.end(), [&](const TileOp& op) {
         const int64_t bytes = (int64_t(op.n_in) + op.n_out) * kernels.usual.samples * int64_t(sizeof(float));
@@ -23,9 +34,10 @@ bool is_wide(const Plan& plan, const Kernels& kernels) {
 
 }  // namespace
 
-Program::Program(const Plan& plan, const Kernels& kernels)
+Program::Program(const Plan& plan, const Kernels& kernels, int low_rows)
     : kernels_(kernels),
       wide_(is_wide(plan, kernels)),
+      low_rows_(low_rows),
       rows_(plan.rows),
       slots_(assign_slots(plan, kPadding)),
       header_(plan.header) {
@@ -54,9 +66,20 @@ PackedOp Program::pack(const Plan& plan, const TileOp& op) {
     p.n_out = int(op.n_out);
     p.n_out_padded = padded(op.n_out);
     const float* weight = plan.blob.data() + op.weight;
+    if (p.kind == OpKind::kLinear && low_rows_ && std::min(p.n_in, p.n_out) >= kBfloat16Width) {
+        const int pairs = (p.n_in + 1) / 2;
+        const auto pair = [=](int r, int k) {
+            const float* at = weight + int64_t(r) * p.n_in + 2 * k;
+            return bfloat16_bits(at[0]) | (2 * k + 1 < p.n_in ? bfloat16_bits(at[1]) << 16 : 0u);
+        };
+        p.pair_blocks = pack_blocks<uint32_t>(pair, p.n_out, pairs);
+        p.pair_rows = pack_rows<uint32_t>(pair, p.n_out, pairs, p.n_out_padded);
+        pairs_ = std::max(pairs_, pairs);
+    }
     if (p.kind == OpKind::kLinear) {
-        p.blocks = pack_blocks(weight, p.n_out, p.n_in);
-        p.rows = pack_rows(weight, p.n_out, p.n_in, p.n_out_padded);
+        const auto value = [=](int r, int k) { return weight[int64_t(r) * p.n_in + k]; };
+        p.blocks = pack_blocks<float>(value, p.n_out, p.n_in);
+        p.rows = pack_rows<float>(value, p.n_out, p.n_in, p.n_out_padded);
     } else if (p.kind == OpKind::kNorm) {
         p.weight = pack_table(plan, op.weight, 1, p.n_out, p.n_out_padded, false);
     } else if (p.kind == OpKind::kGather) {
@@ -80,27 +103,28 @@ float* Program::allocate(int64_t floats) {
 }
 
 // Blocks of outputs, the last one narrower: [block][k][outputs of the block]
-const float* Program::pack_blocks(const float* weight, int n_out, int n_in) {
+template <class T, class Weight>
+const T* Program::pack_blocks(Weight weight, int n_out, int terms) {
     const int block = tile().block;
-    float* packed = allocate(int64_t(n_out) * n_in);
-    float* at = packed;
+    T* packed = reinterpret_cast<T*>(allocate(int64_t(n_out) * terms));
+    T* at = packed;
     for (int j = 0; j < n_out; j += block)
-        for (int k = 0; k < n_in; ++k)
-            for (int r = j; r < std::min(j + block, n_out); ++r) *at++ = weight[int64_t(r) * n_in + k];
+        for (int k = 0; k < terms; ++k)
+            for (int r = j; r < std::min(j + block, n_out); ++r) *at++ = weight(r, k);
     return packed;
 }
 
 // Panels of 8, 4 or 1 vectors of outputs, each [k][outputs of the panel]: read from end to end, as the
 // hardware prefetches. Rows of all outputs, of which a panel is a strided part, ran at 0.6 of the speed from
 // L3.
-const float* Program::pack_rows(const float* weight, int n_out, int n_in, int padded) {
-    float* packed = allocate(int64_t(padded) * n_in);
-    float* at = packed;
+template <class T, class Weight>
+const T* Program::pack_rows(Weight weight, int n_out, int terms, int padded) {
+    T* packed = reinterpret_cast<T*>(allocate(int64_t(padded) * terms));
+    T* at = packed;
     for (int first = 0, width; first < padded; first += width) {
         width = panel_vectors((padded - first) / kernels_.lanes) * kernels_.lanes;
-        for (int k = 0; k < n_in; ++k)
-            for (int j = first; j < first + width; ++j)
-                *at++ = j < n_out ? weight[int64_t(j) * n_in + k] : 0.0f;
+        for (int k = 0; k < terms; ++k)
+            for (int j = first; j < first + width; ++j) *at++ = j < n_out ? weight(j, k) : T(0);
     }
     return packed;
 }
@@ -136,6 +160,8 @@ ProgramView Program::view() const {
     v.dim_padded = padded(header_.dim);
     v.n_classes = int(header_.n_classes);
     v.branches = int(header_.branches);
+    v.pairs = pairs_;
+    v.low_rows = low_rows_;
     v.terms = header_.terms;
     v.wide = wide_;
     v.thresholds =

@@ -231,7 +231,7 @@ void run_noise(const Kernels& kernels, const NoiseArgs& args, int threads) {
                [&](int64_t begin, int64_t end) { kernels.noise(args, begin, end); });
 }
 
-double fma_peak(const Kernels& kernels, int threads, double seconds) {
+double product_peak(const Kernels& kernels, bool pairs, int threads, double seconds) {
     const int candidates[] = {8, 10, 12};
     double best = 0.0;
     for (int chains : candidates) {
@@ -240,7 +240,9 @@ double fma_peak(const Kernels& kernels, int threads, double seconds) {
         while (Clock::now() - begin < std::chrono::duration<double>(seconds / 3)) {
             std::vector<double> count(size_t(threads), 0.0);
             const auto start = Clock::now();
-            const auto work = [&](int i) { count[size_t(i)] = kernels.fma_burst(iterations, chains); };
+            const auto work = [&](int i) {
+                count[size_t(i)] = kernels.product_burst(pairs, iterations, chains);
+            };
             parallel(threads, work, [] {});
             const double took = std::chrono::duration<double>(Clock::now() - start).count();
             double total = 0.0;

@@ -26,7 +26,8 @@ void run_network(const Program& program, ChainArgs args, int row, int threads);
 void run_step(const Kernels& kernels, StepArgs args, int threads);
 void run_noise(const Kernels& kernels, const NoiseArgs& args, int threads);
 
-// The measured multiply-add ceiling in GFLOP/s: the best of several chain counts over about `seconds`.
-double fma_peak(const Kernels& kernels, int threads, double seconds);
+// The measured ceiling of multiply-adds, or of products of pairs of bfloat16, in GFLOP/s: the best of several
+// chain counts over about `seconds`.
+double product_peak(const Kernels& kernels, bool pairs, int threads, double seconds);
 
 }  // namespace df::cpu

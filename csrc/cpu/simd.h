@@ -26,6 +26,12 @@ constexpr int W = 8;
 constexpr int W = 4;
 #endif
 
+#if defined(__AVX512BF16__)
+constexpr bool kHasBfloat16 = true;
+#else
+constexpr bool kHasBfloat16 = false;
+#endif
+
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
@@ -133,10 +139,36 @@ DF_INLINE vf from_unsigned(vu a) {
 }
 
 DF_INLINE vf from_bfloat16(vh h) { return vf(__builtin_convertvector(h, vu) << 16); }
-DF_INLINE vh to_bfloat16(vf x) {  // round to nearest even; NaN becomes the quiet NaN that torch writes
+DF_INLINE vu bfloat16_bits(vf x) {  // round to nearest even; NaN becomes the quiet NaN that torch writes
     const vu u = vu(x);
     const vu rounded = (u + splat_bits(0x7fffu) + ((u >> 16) & splat_bits(1))) >> 16;
-    return __builtin_convertvector(vu(x != x ? vi(splat_bits(0x7fc0u)) : vi(rounded)), vh);
+    return vu(x != x ? vi(splat_bits(0x7fc0u)) : vi(rounded));
+}
+DF_INLINE vh to_bfloat16(vf x) { return __builtin_convertvector(bfloat16_bits(x), vh); }
+
+// ---- products of pairs of bfloat16 numbers, two in each 32-bit lane, with float32 sums
+
+DF_INLINE vu bfloat16_pairs(vf even, vf odd) {
+#if defined(__AVX512BF16__)
+    alignas(64) static constexpr uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                        21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                        11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto both = __m512i(_mm512_cvtne2ps_pbh(odd, even));
+    return vu(_mm512_permutexvar_epi16(_mm512_load_si512(kOrder), both));
+#else
+    return bfloat16_bits(even) | bfloat16_bits(odd) << 16;
+#endif
+}
+
+// acc + the odd ones' product + the even ones', each product exact and each sum rounded. What stands in for
+// the instruction keeps subnormal numbers, which the instruction takes as zeros.
+DF_INLINE vf dot_bfloat16(vf acc, vu a, vu b) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(acc, __m512bh(a), __m512bh(b));
+#else
+    const vu high = splat_bits(0xffff0000u);
+    return fma(vf(a << 16), vf(b << 16), fma(vf(a & high), vf(b & high), acc));
+#endif
 }
 
 DF_INLINE vf from_float16(vh h) {

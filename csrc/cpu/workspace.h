@@ -15,8 +15,10 @@ DF_INLINE bool is_joint(const PackedOp& op) {
 
 // Scratch of one tile with S lanes (tile path) or one sample with padded vectors (row path).
 // slots[b]: the values of branch b; slots[0] alone where the branches do not differ. m: where a row has a
-// dynamic threshold. known, known_z: the fixed coordinates and their noise.
+// dynamic threshold. known, known_z: the fixed coordinates and their noise. pairs[b]: of the layer at hand,
+// in the bfloat16 tier.
 struct Workspace {
+    uint32_t* pairs[2];
     float *x, *h[3], *z, *m, *known, *known_z, *init[2], *slots[2][kMaxOps + 2], *lane_init[kMaxOps];
 
     // Lays the buffers out from `base`; with base null it only counts. Returns the floats needed.
@@ -42,6 +44,9 @@ struct Workspace {
             slots[0][i] = take(i > 0 || (p.terms & kTermCin), width);
             slots[1][i] = p.slot_differs[i] ? take(true, width) : slots[0][i];
         }
+        for (int b = 0; b < 2; ++b)
+            pairs[b] =
+                reinterpret_cast<uint32_t*>(take(p.pairs && b < p.branches, p.pairs + (S == 1 ? W : 0)));
         int widest = 0;
         for (int i = 0; i < p.n_ops; ++i) {
             const PackedOp& op = p.ops[i];

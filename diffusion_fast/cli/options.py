@@ -82,7 +82,9 @@ SOLVERS = (
 )
 TRAINING_STEPS = 5000  # where --epochs is not given
 VARIANCES = ("beta", "posterior")
-PRECISIONS = ("float32", "table", "auto")
+SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential", "logsnr")
+QUALITIES = ("fast", "balanced", "exact")
+PRECISIONS = ("float32", "bfloat16", "table", "auto")
 MAX_SAMPLES = 1 << 48
 MAX_THREADS = 4096
 
@@ -287,13 +289,19 @@ def sampling(command: Decorated) -> Decorated:
     return command
 
 
-SAMPLER_OPTIONS = ("solver", "steps", "variance", "guidance_scale", "precision", "tolerance", "device")
+CHAIN_OPTIONS = ("solver", "steps", "spacing", "variance", "precision", "tolerance")
+SAMPLER_OPTIONS = (*CHAIN_OPTIONS, "guidance_scale", "device")
 DRAWING_OPTIONS = ("num_samples", "labels", "threads", *SAMPLER_OPTIONS)
 DATA_OPTIONS = ("data", "data_seed", "label_column")
 _SAMPLING = (
     click.option("--solver", type=choice(SOLVERS), default="ddpm", help=f"{listed(SOLVERS)}."),
     click.option(
         "--steps", type=integer(1), help="Steps of the chain.  [default: as many as it was trained with]"
+    ),
+    click.option(
+        "--spacing",
+        type=choice(SPACINGS),
+        help=f"Which levels of the schedule --steps visits: {listed(SPACINGS)}.  [default: leading]",
     ),
     click.option(
         "--variance",
@@ -316,8 +324,9 @@ _SAMPLING = (
         "--precision",
         type=choice(PRECISIONS),
         default="float32",
-        help="Of the network in the chain: float32; table, which reads it from grids, for one or two "
-        "columns; auto, the faster of them whose samples hold the tolerance.",
+        help="Of the network in the chain: float32; bfloat16, where the processor has AVX-512 BF16; table, "
+        "which reads it from grids, for one or two columns; auto, the fastest of them whose samples hold the "
+        "tolerance.",
     ),
     click.option(
         "--tolerance",

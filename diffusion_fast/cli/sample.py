@@ -28,6 +28,12 @@ FROM_MANIFEST = ("labels", *options.SAMPLER_OPTIONS)
 )
 @options.seed
 @options.sampling
+@click.option(
+    "--quality",
+    type=options.choice(options.QUALITIES),
+    help="In place of --solver, --steps, --spacing, --variance, --precision and --tolerance: fast, balanced, "
+    "or exact, which is the chain of the training. The choice is printed.",
+)
 @options.out(".npy, .npz, .csv, .parquet, or a folder of .npy shards, with a / at its end")
 @options.force
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped; begin where there is none.")
@@ -42,6 +48,7 @@ def sample(
     index_range: tuple[int, int] | None,
     seed: int,
     labels: str | None,
+    quality: str | None,
     out: str,
     force: bool,
     resume: bool,
@@ -66,9 +73,12 @@ def sample(
       diffusion-fast sample helix.safetensors --index-range 100:200 --out part-1.npy
     """
     from diffusion_fast.cli import output, stored
+    from diffusion_fast.cli import quality as qualities
 
     start, n = _range(ctx, num_samples, index_range)
     trained = stored.load_checkpoint(checkpoint)
+    if quality is not None:
+        how = qualities.chosen(ctx, quality, trained, how)
     cycle = stored.label_cycle(trained, labels)
     names = stored.columns(trained)
     sampler = stored.make_sampler(trained, **how)
@@ -102,14 +112,16 @@ def sample(
         "seed": seed,
         "solver": how["solver"],
         "steps": len(sampler.table),
+        "precision": sampler.tier.name,
         "seconds": result.seconds,
         "samples_per_second": rate,
     }
+    choice = "" if quality is None else f"{qualities.described(quality, sampler, how)}\n"
     before = "" if result.drawn == n else f" ({n - result.drawn:,} were there)"
     output.report(
         as_json,
         values,
-        f"{n:,} samples of {len(names)} columns, {len(sampler.table)} steps each, in "
+        f"{choice}{n:,} samples of {len(names)} columns, {len(sampler.table)} steps each, in "
         f"{result.seconds:.2f} s{before}: {rate:,.0f} samples/s\nwrote {out}",
     )
 

@@ -172,13 +172,15 @@ def make_sampler(
     *,
     solver: str,
     steps: int | None,
+    spacing: str | None,
     variance: str | None,
     guidance_scale: float | None,
     precision: str,
     tolerance: float | None,
     device: str,
 ) -> df.Sampler:
-    options = {} if variance is None else {"variance": variance}
+    given = {"variance": variance, "spacing": spacing}
+    options = {name: value for name, value in given.items() if value is not None}
     if variance is not None and solver != "ddpm":
         raise ValueError(f"--variance: got {variance!r}; accepted: nothing with --solver {solver}")
     predicted = checkpoint.metadata.get("prediction_type", "epsilon")

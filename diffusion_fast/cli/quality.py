@@ -1,0 +1,41 @@
+"""What `sample --quality` stands for: settings from the study of benchmarks/frontier.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+import diffusion_fast as df
+from diffusion_fast.cli.options import CHAIN_OPTIONS
+
+# fast: within about twice the distance to the data that the whole chain has, balanced: no farther than that,
+# for the models of systems A to D; exact: the chain of the training, with nothing left out.
+QUALITIES: dict[str, dict[str, Any]] = {
+    "fast": {"solver": "dpmpp_2m", "steps": 12, "spacing": "logsnr", "precision": "auto"},
+    "balanced": {"solver": "dpmpp_2m", "steps": 20, "spacing": "logsnr", "precision": "auto"},
+    "exact": {"solver": "ddpm", "steps": None, "spacing": None, "precision": "float32"},
+}
+
+
+def chosen(
+    ctx: click.Context, quality: str, checkpoint: df.Checkpoint, how: dict[str, Any]
+) -> dict[str, Any]:
+    """The options of sampling with those that the quality chooses, none of which may have been given."""
+    for name in CHAIN_OPTIONS:
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            accepted = "nothing with --quality, which chooses it"
+            raise ValueError(f"--{name}: got {how[name]!r}; accepted: {accepted}")
+    settings, schedule = QUALITIES[quality], checkpoint.schedule
+    if settings["steps"] is not None and settings["steps"] >= len(schedule):  # the whole chain is no longer
+        settings = settings | {"steps": None, "spacing": None}
+    elif settings["spacing"] == "logsnr" and schedule.alphas_cumprod[-1] == 0:  # the SNR ends at 0
+        settings = settings | {"spacing": "trailing"}
+    return how | settings
+
+
+def described(quality: str, sampler: df.Sampler, how: dict[str, Any]) -> str:
+    spacing = f", spacing {how['spacing']}" if how["spacing"] else ""
+    steps = f"{how['solver']}, {len(sampler.table)} steps{spacing}"
+    return f"quality {quality}: {steps}, precision {sampler.tier.name}"
