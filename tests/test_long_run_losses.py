@@ -3,6 +3,8 @@ that takes more than two seconds."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 import diffusion_fast as df
-from benchmarks.long_runs import drawn_twice
+from benchmarks import long_runs
 from diffusion_fast.long_runs import keeper as keepers
 from diffusion_fast.long_runs.distributed import Alone
 from diffusion_fast.long_runs.keeper import Keeper
@@ -73,7 +75,7 @@ def test_chunks_of_a_module_that_torch_runs_are_batches() -> None:
 
 @pytest.mark.slow
 def test_a_kill_in_the_middle_of_some_seconds(tmp_path: Path) -> None:
-    assert 0 < drawn_twice(sampler((64, 64), 20), tmp_path, 3_000_000) < 0.02
+    assert 0 < long_runs.drawn_twice(sampler((64, 64), 20), tmp_path, 3_000_000) < 0.02
 
 
 # (chunks, seconds of one, seconds of a save with so many): a run of 2 s, one of 100 s, one of hours
@@ -105,3 +107,19 @@ def test_what_the_manifest_lacks_and_what_it_costs(
     assert (worst + IN_FLIGHT) / chunks < 0.02
     assert now - chunks * seconds < 0.05 * chunks * seconds
     assert saves <= keepers.SAVES
+
+
+@pytest.mark.slow  # six processes that import torch
+def test_the_benchmark_of_long_runs_writes_what_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(long_runs, "ROUNDS", 1)
+    command = ["long_runs", "--samples", "40000", "--save", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    long_runs.main()
+    content = json.loads((tmp_path / "found.json").read_text())
+    checks = content["results"][0]["checks"]
+    told = capsys.readouterr().out
+    assert len(checks) == 4 and all(check["text"] in told for check in checks)
+    extra, again, peak, ranks = (check["value"] for check in checks)
+    assert extra > 0.5 and 0 <= again < 100 and 100 < peak < 600 and 0.3 < ranks < 2.5
