@@ -61,10 +61,15 @@ def runs() -> Mapping[str, Callable[[bool], Result | Growth]]:
     return {name: case.measure for name, case in CASES.items()} | {"avx2": avx2, "memory": memory}
 
 
+def dated(kind: str = "") -> Path:
+    """CPU-KIND-DATE.json among the results."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{machine.cpu_name()}-{kind}".lower()).strip("-")
+    RESULTS.mkdir(exist_ok=True)
+    return RESULTS / f"{slug}-{datetime.date.today().isoformat()}.json"
+
+
 def write(results: Sequence[Result | Growth], hardware: dict[str, object]) -> list[Path]:
-    slug = re.sub(r"[^a-z0-9]+", "-", machine.cpu_name().lower()).strip("-")
-    path = RESULTS / f"{slug}-{datetime.date.today().isoformat()}.json"
-    path.parent.mkdir(exist_ok=True)
+    path = dated()
     return [path, *figures.draw(save(path, results, hardware), RESULTS)]
 
 

@@ -1,6 +1,7 @@
-"""Runs of sample_to in forks of one process, so that a hundred of them cost one import: killed, and as ranks.
+"""Runs of sample_to in forks of one process, so that a hundred of them cost one import: killed, as ranks,
+as ranks that fail, and interrupted.
 
-python run_in_forks.py kill|ranks FOLDER prints one line of JSON.
+python run_in_forks.py kill|ranks|faults|interrupts FOLDER prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import diffusion_fast as df
+from diffusion_fast.long_runs import distributed
 
 N, CHUNK, KILLS = 30_000, 60, 20
 
@@ -38,7 +41,7 @@ def fork(work: Callable[[], Any]) -> int:
         work()
         os._exit(0)
     except BaseException as error:
-        print(repr(error), file=sys.stderr)
+        print(str(error) or repr(error), file=sys.stderr, flush=True)
         os._exit(1)
 
 
@@ -84,6 +87,29 @@ def rank(sampler: df.Sampler, path: Path, port: int, rank: int, world: int, **op
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
     devices = [sampler] * (1 + world % 2)  # ranks with one thread that draws, and with two
     df.sample_to(path, devices, N, chunk_size=CHUNK, threads=1, **options)
+    assert path.exists()  # every rank returns when the output is complete
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def slow_samplers() -> Iterator[None]:
+    """In processes that are started here a call takes a while: none is at its end before it is killed."""
+    sample = df.Sampler.sample
+
+    def slow(*given: Any, **options: Any) -> Any:
+        time.sleep(0.05)
+        return sample(*given, **options)
+
+    df.Sampler.sample = slow  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        df.Sampler.sample = sample  # type: ignore[method-assign]
 
 
 def ranks(folder: Path) -> dict[str, Any]:
@@ -92,9 +118,7 @@ def ranks(folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"sha256": {}}
 
     def start(path: Path, world: int, **options: Any) -> list[int]:
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         return [fork(lambda i=i: rank(sampler, path, port, i, world, **options)) for i in range(world)]
 
     for world in (1, 2, 3, 4):
@@ -102,7 +126,8 @@ def ranks(folder: Path) -> dict[str, Any]:
         codes = exit_codes(start(path, world))
         result["sha256"][world] = sha256(path) if not any(codes) else codes
     path = folder / "killed.npy"
-    pids = start(path, 2)
+    with slow_samplers():
+        pids = start(path, 2)
     while not (folder / "killed.npy.manifest.json").exists() or df.verify(path).done < 20:
         time.sleep(0.01)
     for pid in pids:
@@ -114,6 +139,84 @@ def ranks(folder: Path) -> dict[str, Any]:
     return result | {"files": names(folder)}
 
 
+SILENT, START = 1.0, 1.0  # seconds, in place of half a minute and five
+
+
+def fail(how: str) -> None:
+    """What a rank does that does not come to its end."""
+
+    def stop(*given: Any, **options: Any) -> Any:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(28, "No space left on device", "x.npy.partial")
+
+    if how != "good":
+        df.Sampler.sample = stop  # type: ignore[method-assign]
+
+
+def faults(folder: Path) -> dict[str, Any]:
+    """Two ranks, one of which is killed, fails, or never comes: exit code, line and seconds of the other."""
+    distributed.SIGN_SECONDS, distributed.SILENT_SECONDS, distributed.START_SECONDS = 0.1, SILENT, START
+    sampler, result = make_sampler(), {}
+
+    def run(name: str, hows: dict[int, str], sent: int | None = None) -> None:
+        port, pids = free_port(), {}
+        for i, how in hows.items():
+
+            def work(i: int = i, how: str = how) -> None:
+                error = os.open(folder / f"{name}-{i}", os.O_CREAT | os.O_WRONLY)
+                os.dup2(error, 2)
+                fail(how)
+                rank(sampler, folder / f"{name}.npy", port, i, 2)
+
+            pids[i] = fork(work)
+        if sent is not None:
+            time.sleep(START / 3)
+            os.kill(pids[0], sent)
+        began = time.perf_counter()
+        codes = exit_codes(list(pids.values()))
+        lines = [(folder / f"{name}-{i}").read_text().splitlines()[-1:] for i in hows]
+        result[name] = {"codes": codes, "lines": lines, "seconds": time.perf_counter() - began}
+
+    run("rank 1 killed", {0: "good", 1: "killed"})
+    run("rank 0 killed", {0: "killed", 1: "good"})
+    run("rank 1 fails", {0: "good", 1: "fails"})
+    run("rank 0 fails", {0: "fails", 1: "good"})
+    run("rank 1 never comes", {0: "good"})
+    run("rank 0 never comes", {1: "good"})
+    run("interrupted before rank 1 comes", {0: "good"}, signal.SIGINT)
+    again = folder / "rank 1 killed.npy"
+    result["drawn again"] = df.sample_to(again, sampler, N, resume=True).drawn
+    df.sample_to(folder / "whole.npy", sampler, N)
+    return result | {"same": sha256(again) == sha256(folder / "whole.npy")}
+
+
+def interrupts(folder: Path) -> dict[str, float]:
+    """Seconds from SIGINT to the end of a run of 64 columns, the best of three, for each form of output."""
+    model = df.models.MLPDenoiser(64, (8,), "relu", n_steps=10).eval()
+    sampler = df.Sampler(model, df.NoiseSchedule.cosine(10), backend="native")
+
+    def latency(path: str) -> float:
+        manifest = Path(f"{path.rstrip('/')}.manifest.json")
+        pid = fork(lambda: df.sample_to(path, sampler, 4_000_000, threads=1, overwrite=True))
+        while not manifest.exists() or '"0": ' not in manifest.read_text():
+            time.sleep(0.01)
+        time.sleep(0.3)  # text is behind the drawing by now
+        began = time.perf_counter()
+        os.kill(pid, signal.SIGINT)
+        code = exit_codes([pid])
+        return time.perf_counter() - began if code == [1] else -1.0
+
+    found = {}
+    for name in ("x.npy", "x.csv", "x.npz", "x.parquet", "rows/"):
+        seconds = [latency(f"{folder}/{name}")]
+        while len(seconds) < 3 and not 0 < min(seconds) < 0.5:
+            seconds.append(latency(f"{folder}/{name}"))
+        found[name] = min(seconds)
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps({"kill": kill, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))))
+    what = {"kill": kill, "ranks": ranks, "faults": faults, "interrupts": interrupts}[sys.argv[1]]
+    print(json.dumps(what(Path(sys.argv[2]))))

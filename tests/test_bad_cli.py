@@ -113,7 +113,7 @@ CASES = [
     Case("sample --variance", "unknown", f"{SAMPLE} --variance gamma", "'gamma'", "beta, posterior"),
     Case("sample --variance", "with ddim", f"{SAMPLE} --variance beta --solver ddim", "'beta'",
          "nothing with --solver ddim"),
-    Case("sample --device", "cuda", f"{SAMPLE} --device cuda", "'cuda'", "cpu"),
+    Case("sample --device", "unknown", f"{SAMPLE} --device tpu", "'tpu'", "one of cpu, cuda"),
     Case("sample --precision", "bfloat16", f"{SAMPLE} --precision bfloat16", "'bfloat16'", "float32"),
     Case("sample --precision", "misspelt", f"{SAMPLE} --precision tabel", "'tabel'", "did you mean 'table'"),
     Case("sample --tolerance", "0", f"{SAMPLE} --precision table --tolerance 0", "'0'", r"\[1e-6, 1\]"),

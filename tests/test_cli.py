@@ -228,6 +228,18 @@ def test_a_quality_of_a_short_chain_is_the_whole(bench: Path, tmp_path: Path) ->
     assert "quality fast: dpmpp_2m, 10 steps, precision float32" in text.output
 
 
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None has a hundred of them: the refusal tells which was asked for."""
+    command = ["sample", "kinds.safetensors", "--out", tmp_path / "s.npy", "--device", "cuda"]
+    monkeypatch.setenv("LOCAL_RANK", "99")
+    result = run(bench, *command)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --device: got 'cuda:99' (str); accepted: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_classes_are_where_their_data_is(bench: Path, tmp_path: Path) -> None:
     """Clusters at -5 and +5 of deviation 0.1; a hardly trained model still keeps the sides apart."""
     done(bench, "sample", "kinds.safetensors", "--num-samples", 400, "--out", tmp_path / "s.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import resource
@@ -11,14 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cli_bench
 import numpy as np
 import pytest
 
 import diffusion_fast as df
+from diffusion_fast.long_runs.writers import RowFiles
 from diffusion_fast.models import MLPDenoiser
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks of another kind")
@@ -118,6 +122,39 @@ def test_one_to_four_ranks_and_another_number_after_a_kill(tmp_path: Path) -> No
 
 
 @pytest.mark.alone
+def test_no_rank_waits_for_one_that_fails_or_is_gone(tmp_path: Path) -> None:
+    """Ranks that no launcher watches; a second without a sign of life is taken for death."""
+    found = in_forks("faults", tmp_path)
+    silent = ["rank 1 has given no sign of life for 1 seconds"]
+    gone, late = ["rank 0 has ended before the run"], ["not all ranks have started"]
+    space = "[Errno 28] No space left on device: 'x.npy.partial'"
+    expected = {
+        "rank 1 killed": ([1, -9], [silent, []]),
+        "rank 0 killed": ([-9, 1], [[], gone]),
+        "rank 1 fails": ([1, 1], [[f"rank 1 failed: {space}"], [space]]),
+        "rank 0 fails": ([1, 1], [[space], ["rank 0 "]]),  # failed, or has ended: what is seen first
+        "rank 1 never comes": ([1], [late]),
+        "rank 0 never comes": ([1], [late]),
+        "interrupted before rank 1 comes": ([1], [["KeyboardInterrupt()"]]),
+    }
+    for name, (codes, lines) in expected.items():
+        assert found[name]["codes"] == codes, (name, found[name])
+        for told, line in zip(found[name]["lines"], lines, strict=True):
+            assert len(told) == len(line) and "".join(line) in "".join(told), (name, told)
+    assert found["interrupted before rank 1 comes"]["seconds"] < LIMIT
+    assert 0 < found["drawn again"] < 30_000
+    assert found["same"]
+
+
+@pytest.mark.alone
+def test_every_form_is_interrupted_in_time(tmp_path: Path) -> None:
+    """Text of wide rows, most of all, is written in blocks that are short."""
+    found = in_forks("interrupts", tmp_path)
+    assert {name: seconds for name, seconds in found.items() if not 0 < seconds < LIMIT} == {}
+    assert len(found) == 5
+
+
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("sent", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
@@ -169,6 +206,53 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def mounted(folder: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
+# what happens to the folder "runs" on the small disk, what is said, how it is mended
+DISK_FAULTS: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], object]]] = {
+    "full": (lambda d: fill(d / "other"), "No space left on device", lambda d: (d / "other").unlink()),
+    "read-only": (lambda d: mounted(d, "ro"), "Read-only file system", lambda d: mounted(d, "rw")),
+    "vanished": (
+        lambda d: (d / "runs").rename(d / "elsewhere"),
+        "No such file or directory",
+        lambda d: (d / "elsewhere").rename(d / "runs"),
+    ),
+}
+
+
+def fill(path: Path) -> None:
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
+
+
+@pytest.mark.parametrize("name", DISK_FAULTS)
+def test_a_failing_disk_is_one_line(
+    small_disk: Path, checkpoint: Path, whole: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    spoil, line, mend = DISK_FAULTS[name]
+    (small_disk / "runs").mkdir()
+    write, count = RowFiles.write, itertools.count()
+
+    def failing(self: RowFiles, first: int, rows: np.ndarray) -> None:
+        if next(count) == 20:
+            spoil(small_disk)
+        write(self, first, rows)
+
+    monkeypatch.setattr(RowFiles, "write", failing)
+    command = [*arguments(checkpoint)[:-4], "--out", small_disk / "runs" / "x.npy", "--resume"]
+    result = cli_bench.run(small_disk, *command)
+    mend(small_disk)
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr == f"error: {small_disk}/runs/x.npy.partial: {line} (--resume goes on)\n"
+    found = df.verify(small_disk / "runs" / "x.npy")
+    assert 0 < found.done < found.chunks and not found.faults
+    assert cli_bench.run(small_disk, *command).exit_code == 0
+    assert sha256(small_disk / "runs" / "x.npy") == whole
+
+
 def test_a_full_disk(small_disk: Path, checkpoint: Path, whole: str) -> None:
     """0.8 MB of samples where another program has taken most of 2 MB; later it gives them back."""
     sampler = df.load(checkpoint).sampler()
@@ -183,6 +267,19 @@ def test_a_full_disk(small_disk: Path, checkpoint: Path, whole: str) -> None:
     assert found.done > 0 and not found.faults
     assert df.sample_to(small_disk / "x.npy", sampler, N, resume=True).drawn < N
     assert sha256(small_disk / "x.npy") == whole
+
+
+@pytest.mark.slow
+def test_a_bar_that_nobody_reads_leaves_a_run_that_goes_on(
+    tmp_path: Path, checkpoint: Path, whole: str
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        command = [*COMMAND, *arguments(checkpoint, "--progress")]
+        assert subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, stderr=closed).returncode != 0
+    df.sample_to(tmp_path / "x.npy", df.load(checkpoint).sampler(), N, resume=True)
+    assert sha256(tmp_path / "x.npy") == whole
 
 
 @pytest.mark.slow

@@ -176,6 +176,22 @@ def test_every_moment_between_the_last_write_and_the_name(tmp_path: Path, sample
     assert path.exists() and not partial.exists()
 
 
+@pytest.mark.parametrize("name", ["x.npy", "x.csv", "x.parquet"])
+def test_a_complete_output_that_is_damaged_is_no_success(
+    tmp_path: Path, sampler: df.Sampler, name: str
+) -> None:
+    path = tmp_path / name
+    df.sample_to(path, sampler, N, chunk_size=CHUNK)
+    content = path.read_bytes()
+    for damaged in (content[:-1], content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"^path: got .*complete and damaged: .*; accepted: overwrite"):
+            df.sample_to(path, sampler, N, resume=True)
+        assert path.read_bytes() == damaged
+    path.write_bytes(content)
+    assert df.sample_to(path, sampler, N, resume=True).drawn == 0
+
+
 def test_damaged_chunks_are_drawn_again(tmp_path: Path, sampler: df.Sampler) -> None:
     path, partial = tmp_path / "x.npy", tmp_path / "x.npy.partial"
     with stopped_after(5):

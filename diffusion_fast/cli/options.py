@@ -335,8 +335,8 @@ _SAMPLING = (
     ),
     click.option(
         "--device",
-        type=choice(["cpu"], " (there are no kernels for other devices yet)"),
+        type=choice(["cpu", "cuda"]),
         default="cpu",
-        help="Where to run: cpu alone.",
+        help="Where to run: cpu, or cuda for a GPU, under torchrun one for each process of a machine.",
     ),
 )

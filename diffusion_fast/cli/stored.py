@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -187,6 +188,8 @@ def make_sampler(
     if predicted not in PREDICTION_TYPES:
         accepted = f"one of {', '.join(PREDICTION_TYPES)}"
         raise ValueError(f"CHECKPOINT: got the prediction_type {predicted!r} in it; accepted: {accepted}")
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     return checkpoint.sampler(
         solver=solver,
         steps=steps,

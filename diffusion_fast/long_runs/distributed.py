@@ -1,12 +1,14 @@
-"""The processes of one run: this one alone, or the ranks that torchrun started.
+"""The processes of one run: this one alone, or the ranks that torchrun, or whatever sets RANK, started.
 
 They share the key-value store of torch.distributed's rendezvous, the same that gloo and nccl begin with:
 chunks are claimed one after the other, so a slow rank holds nobody up, and reported to rank 0, which keeps
-the manifest. Which rank draws a chunk changes no byte.
+the manifest. Which rank draws a chunk changes no byte. Each rank gives signs of life and says how it ended,
+so none waits for one that has failed or is gone.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import json
@@ -14,17 +16,29 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 from torch import distributed
 
 POLL_SECONDS = 0.02
+SIGN_SECONDS = 1.0  # between signs of life, which come whatever a rank is busy with
+SILENT_SECONDS = 30.0  # without one a rank is taken for dead
+START_SECONDS = 300.0  # in which all ranks must have started
 
 
 class Alone:
     """The one process of a run."""
 
     rank = 0
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nobody waits for the end."""
 
     def agree(self, state: Any) -> Any:
         return state
@@ -38,6 +52,9 @@ class Alone:
 
     def reports(self) -> list[tuple[int, str]]:
         return []
+
+    def check(self) -> None:
+        """Nobody else can fail."""
 
 
 class _Locked:
@@ -54,36 +71,129 @@ class _Locked:
             return next(self._values)
 
 
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """The store is gone with the process that had it, which is rank 0 or torchrun."""
+    try:
+        yield
+    except distributed.DistError as error:
+        raise ConnectionAbortedError(errno.ECONNABORTED, "rank 0 has ended before the run") from error
+
+
 class Ranks:
-    """This process among `world` of them."""
+    """This process among `world` of them. A with block, at whose end, if it is a good one, all ranks are."""
 
     def __init__(self, store: distributed.Store, rank: int, world: int) -> None:
         self.rank = rank
         self._store = store
+        self._watched = [0] if rank else list(range(1, world))  # by rank 0 all, and rank 0 by all
         self._reported = 0
-        self._seen = dict.fromkeys(set(range(world)) - {rank}, 0)  # reports read, of each other rank
+        self._seen = dict.fromkeys(range(1, world), 0)  # reports that rank 0 has read, of each other
+        self._heard: dict[int, tuple[int, float]] = {}  # the last sign of each, and when it was new
+        self._next_check = 0.0
+        self._over = threading.Event()
 
+    # ---- the beginning and the end
+
+    @_reaching()
+    def __enter__(self) -> Ranks:
+        if self._store.add(f"{self.rank}/came", 1) > 1:  # started again by itself: its reports would be lost
+            why = f"rank {self.rank} has been in this run before; all ranks must be started again"
+            raise ConnectionAbortedError(errno.ECONNABORTED, why)
+        threading.Thread(target=self._give_signs, name="diffusion_fast signs", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is not None:
+                told = " ".join(str(error).split()) or type(error).__name__
+                with suppress(ConnectionAbortedError):
+                    self._end(told)
+            elif self.rank == 0:
+                self._end("")
+                with suppress(ConnectionAbortedError, TimeoutError):  # it is complete without them
+                    self._wait_for_watched()  # who read that in the store, which may end with this process
+            else:
+                self._wait_for_watched()
+                self._end("")
+        finally:
+            self._over.set()
+
+    @_reaching()
+    def _end(self, told: str) -> None:
+        self._store.set(f"{self.rank}/end", told)
+
+    @_reaching()
+    def _wait_for_watched(self) -> None:
+        while not self._store.check([f"{rank}/end" for rank in self._watched]):
+            self.check()
+            time.sleep(POLL_SECONDS)
+        self._next_check = 0.0
+        self.check()
+
+    def _give_signs(self) -> None:
+        try:
+            while not self._over.wait(SIGN_SECONDS):
+                self._store.add(f"{self.rank}/signs", 1)
+        except distributed.DistError:
+            pass  # the thread that draws notices too
+
+    def check(self) -> None:
+        """Raises OSError for a rank that has failed or gives no sign of life: all end then. Once a second."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + SIGN_SECONDS
+        with _reaching():
+            for rank in self._watched:
+                self._check_rank(rank, now)
+
+    def _check_rank(self, rank: int, now: float) -> None:
+        if self._store.check([f"{rank}/end"]):
+            told = self._store.get(f"{rank}/end").decode()
+            if told:
+                raise ConnectionAbortedError(errno.ECONNABORTED, f"rank {rank} failed: {told}")
+            return
+        sign = self._store.add(f"{rank}/signs", 0)
+        before, since = self._heard.get(rank, (-1, now))
+        if sign != before:
+            self._heard[rank] = sign, now
+        elif now - since > SILENT_SECONDS:
+            why = f"rank {rank} has given no sign of life for {SILENT_SECONDS:g} seconds"
+            raise TimeoutError(errno.ETIMEDOUT, why)
+
+    # ---- the run
+
+    @_reaching()
     def agree(self, state: Any) -> Any:
         """Rank 0's state, in every rank."""
         if self.rank == 0:
             self._store.set("state", json.dumps(state))
             return state
         while not self._store.check(["state"]):  # wait() would keep signals waiting too
+            self.check()
             time.sleep(POLL_SECONDS)
         return json.loads(self._store.get("state"))
 
     def claims(self, chunks: Sequence[int]) -> Iterator[int]:
-        """Chunks that no other rank or thread has claimed."""
+        """Chunks that no other rank or thread has claimed; none once rank 0 has failed."""
         return _Locked(self._claimed(chunks))
 
+    @_reaching()
+    def _claim(self) -> int:
+        self.check()
+        return self._store.add("claimed", 1) - 1
+
     def _claimed(self, chunks: Sequence[int]) -> Iterator[int]:
-        while (place := self._store.add("claimed", 1) - 1) < len(chunks):
+        while (place := self._claim()) < len(chunks):
             yield chunks[place]
 
+    @_reaching()
     def report(self, chunk: int, digest: str) -> None:
         self._store.set(f"{self.rank}/{self._reported}", json.dumps([chunk, digest]))
         self._reported += 1
 
+    @_reaching()
     def reports(self) -> list[tuple[int, str]]:
         """What the other ranks have reported since the last call."""
         found = []
@@ -112,5 +222,22 @@ def peers() -> Alone | Ranks:
 def _rendezvous() -> tuple[distributed.Store, int]:
     if distributed.is_initialized():  # its server may be this process, and is not made twice
         return distributed.distributed_c10d._get_default_store(), distributed.get_rank()
-    store, rank, _ = next(iter(distributed.rendezvous("env://")))
-    return store, rank
+    met: Future[tuple[distributed.Store, int]] = Future()
+
+    def meet() -> None:
+        try:
+            given = distributed.rendezvous("env://", timeout=timedelta(seconds=START_SECONDS))
+            store, rank, _ = next(iter(given))
+            met.set_result((store, rank))
+        except BaseException as error:
+            met.set_exception(error)
+
+    # in a thread, for it keeps signals waiting until all ranks are there
+    threading.Thread(target=meet, name="diffusion_fast rendezvous", daemon=True).start()
+    while not met.done():
+        time.sleep(POLL_SECONDS)
+    try:
+        return met.result()
+    except distributed.DistError as error:
+        why = f"not all ranks have started and met at MASTER_ADDR within {START_SECONDS:g} seconds"
+        raise TimeoutError(errno.ETIMEDOUT, why) from error

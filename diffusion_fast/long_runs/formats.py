@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_fast import _checks
 from diffusion_fast._files import refusal
 
-BLOCK = 1 << 16  # rows: text of that many takes tens of megabytes
+BLOCK = 1 << 16  # numbers: as text they take megabytes, and a signal waits for some hundredths of a second
 ARRAYS_OF_NPZ = ("x", "X", "columns")  # where the samples are found, and their names
 
 
@@ -70,6 +70,10 @@ class Table:
     def names_of(self, labels: np.ndarray) -> list[str]:
         """The null class, which is one more than the classes, is 'none'."""
         return np.array([*self.columns.classes, "none"])[labels].tolist()
+
+
+def rows_of_block(shape: tuple[int, ...]) -> int:
+    return max(1, BLOCK // int(np.prod(shape)))
 
 
 def check_columns(

@@ -6,17 +6,21 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from diffusion_fast._files import replacing
 from diffusion_fast.long_runs.distributed import POLL_SECONDS, Alone, Ranks
-from diffusion_fast.long_runs.formats import BLOCK, WRITERS, Columns, Labels, Table
+from diffusion_fast.long_runs.formats import WRITERS, Columns, Labels, Table, rows_of_block
 from diffusion_fast.long_runs.manifest import Manifest
 from diffusion_fast.long_runs.target import Target, file_digest
 
-SAVING_SHARE = 0.05  # of the time at most: a manifest of many chunks is not written after each of them
+# A kill loses the chunks that the manifest does not have yet. It is saved once it lacks 1 / SAVES of the run,
+# and not before the last save is SAVING_SHARE of the time since: the more chunks, the longer a save takes.
+SAVES = 400
+SAVING_SHARE = 0.05
 
 
 class _Stopped(Exception):
@@ -30,6 +34,7 @@ class Keeper:
         self.made, self._target, self._peers, self._bar = made, target, peers, bar
         self._changed = threading.Condition()
         self._stopped = False
+        self._unsaved = 0
         self._save_after = 0.0
         self._columns: Future[str] | None = None
 
@@ -41,7 +46,8 @@ class Keeper:
             self._stopped = True
             self._changed.notify_all()
             if not self.made.complete:
-                self.made.save(self._target.manifest)
+                with suppress(OSError):  # what ended the run is told, and the manifest of before is true
+                    self.made.save(self._target.manifest)
         if self._columns is not None:
             self._columns.exception()  # waits: the thread takes its unfinished file away
 
@@ -53,6 +59,7 @@ class Keeper:
         """Until the other ranks have written theirs, and the file with columns is made."""
         while len(self.made.done) < self.made.n_chunks:
             self._note(self._peers.reports())
+            self._peers.check()
             time.sleep(POLL_SECONDS)
         if self._columns is not None:
             self.made.file_sha256 = self._columns.result()
@@ -67,11 +74,13 @@ class Keeper:
                 self.made.done[chunk] = digest
                 self._bar.update(self.made.size_of(chunk))
             self._changed.notify_all()
+            self._unsaved += len(written)
             began = time.monotonic()
-            if began >= self._save_after:
+            if self._unsaved * SAVES >= self.made.n_chunks and began >= self._save_after:
                 self.made.save(self._target.manifest)
                 now = time.monotonic()
                 self._save_after = now + (now - began) / SAVING_SHARE
+                self._unsaved = 0
 
     # ---- the file with columns
 
@@ -92,13 +101,14 @@ class Keeper:
 
     def _blocks(self) -> Iterator[np.ndarray]:
         rows, size = self._target.rows(self.made), self.made.chunk_size
+        most = rows_of_block(rows.shape)
         for chunk in range(self.made.n_chunks):
             with self._changed:
                 while not (self._stopped or chunk in self.made.done):
                     self._changed.wait()
-            for at in range(0, self.made.size_of(chunk), BLOCK):
+            for at in range(0, self.made.size_of(chunk), most):
                 self._go_on()
-                yield rows.read(chunk * size + at, min(BLOCK, self.made.size_of(chunk) - at))
+                yield rows.read(chunk * size + at, min(most, self.made.size_of(chunk) - at))
 
     def _go_on(self) -> None:
         if self._stopped:

@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusion_fast._files import check_folder_of, check_target, refusal
 from diffusion_fast.long_runs import manifest as manifests
+from diffusion_fast.long_runs.formats import WRITERS
 from diffusion_fast.long_runs.manifest import Manifest
 from diffusion_fast.long_runs.writers import RowFiles, digest
 
@@ -112,6 +113,10 @@ class Target:
         old = manifests.load(self.manifest)
         self.check_same(old, new)
         if old.complete and (self.partial.exists() or self.is_there):
+            fault = next(self.faults(old), None)
+            if fault is not None:
+                why = f"which is complete and damaged: {fault}"
+                raise refusal("path", self.given, why, "overwrite=True to begin again")
             return old
         if not self.partial.exists():
             return None
@@ -129,6 +134,23 @@ class Target:
                 f"{self.partial}: {bad} chunks differ from their checksums and are drawn again", stacklevel=4
             )
         return replace(old, done=proven)
+
+    def faults(self, made: Manifest) -> Iterator[str]:
+        """What in the files differs from a manifest, one line each."""
+        there = made.complete and not self.partial.exists()
+        if there and self.form in WRITERS:
+            if file_digest(self.path) != made.file_sha256:
+                yield f"{self.path} differs from its checksum"
+            return
+        rows = self.rows(made, self.path if there else None)
+        fault = rows.fault()
+        if fault is not None:
+            yield fault
+            return
+        for chunk, known in sorted(made.done.items()):
+            at, count = chunk * made.chunk_size, made.size_of(chunk)
+            if digest(rows.read(at, count)) != known:
+                yield f"chunk {chunk}, rows {at} to {at + count - 1}, differs from its checksum"
 
     def check_same(self, old: Manifest, new: Manifest) -> None:
         name = old.difference(new.run)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusion_fast import _checks
 from diffusion_fast.long_runs import manifest as manifests
-from diffusion_fast.long_runs.formats import WRITERS
 from diffusion_fast.long_runs.identity import cycle_of, identity
 from diffusion_fast.long_runs.manifest import Manifest
-from diffusion_fast.long_runs.target import Target, file_digest
+from diffusion_fast.long_runs.target import Target
 from diffusion_fast.long_runs.writers import digest
 from diffusion_fast.sampler import Sampler
 
@@ -61,7 +60,7 @@ def verify(
     made = manifests.load(manifests.path_of(target_path))
     target = Target(text, target_path, made.form)
     chosen = _chosen(redraw, made.n_chunks, sampler)
-    faults = list(_faults(target, made))
+    faults = list(target.faults(made))
     different: list[int] = []
     if sampler is not None:
         different = _drawn_otherwise(made, sampler, chosen, labels, context, threads)
@@ -76,23 +75,6 @@ def _chosen(redraw: Any, chunks: int, sampler: Any) -> Sequence[int]:
     if chosen and not isinstance(sampler, Sampler):
         raise _checks.bad_type("sampler", sampler, "a Sampler, made as for the run, to draw chunks again")
     return chosen
-
-
-def _faults(target: Target, made: Manifest) -> Iterator[str]:
-    there = made.complete and not target.partial.exists()
-    if there and made.form in WRITERS:
-        if file_digest(target.path) != made.file_sha256:
-            yield f"{target.path} differs from its checksum"
-        return
-    rows = target.rows(made, target.path if there else None)
-    fault = rows.fault()
-    if fault is not None:
-        yield fault
-        return
-    for chunk, known in sorted(made.done.items()):
-        at, count = chunk * made.chunk_size, made.size_of(chunk)
-        if digest(rows.read(at, count)) != known:
-            yield f"chunk {chunk}, rows {at} to {at + count - 1}, differs from its checksum"
 
 
 def _drawn_otherwise(
