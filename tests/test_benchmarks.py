@@ -24,6 +24,7 @@ from benchmarks import (
     run,
     scaling,
     schedulers,
+    tables,
     traffic,
     training,
 )
@@ -327,10 +328,18 @@ def test_registry_is_whole() -> None:
         "guided",
         "around",
         "scheduler",
+        "table",
         "training",
     }
     lists = (cases.CHAINS, cases.LATENCIES, cases.STEPS, scaling.SCALINGS)
-    more = (captured.CASES, guided.CASES, around.CASES, training.CASES, schedulers.SCHEDULERS)
+    more = (
+        captured.CASES,
+        guided.CASES,
+        around.CASES,
+        training.CASES,
+        schedulers.SCHEDULERS,
+        tables.CASES,
+    )
     assert len(CASES) == sum(map(len, (*lists, *more))), "two cases of one name"
     assert all(case.names[0] == "ours" for case in CASES.values())
 
