@@ -116,7 +116,11 @@ def _work(plan: Plan) -> int:
 def _no_table(plan: Plan) -> str | None:
     if plan.dim > 2:
         return f"a sample has {plan.dim} elements and tables are for 1 and 2"
-    return "the model has a context and tables are for classes alone" if plan.n_context else None
+    if plan.n_context:
+        return "the model has a context and tables are for classes alone"
+    if plan.branches == 2 and bool((plan.rows["rescale"] != 0).any()):
+        return "guidance_rescale divides by a deviation that is 0 in places, where no grid is fine enough"
+    return None
 
 
 def _does_not_pay(plan: Plan, want: Asked, work: int) -> str | None:

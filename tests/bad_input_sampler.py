@@ -21,6 +21,12 @@ class WithContext(nn.Module):
         return x + context[:, :2]
 
 
+def kinks() -> nn.Module:
+    """Of which no table of 512 MB makes a millionth."""
+    with torch.random.fork_rng():
+        return df.models.MLPDenoiser(2, (32, 32), "relu", n_steps=10).eval()
+
+
 def aliased_x_T(b: Bench) -> Any:
     given, out = overlapping(b)
     return b.draw(x_T=given, out=out)
@@ -103,6 +109,9 @@ SAMPLER_CASES = [
     Case("Sampler precision", "a table with a context",
          lambda b: b.make(WithContext().eval(), shape=2, context_shape=4, precision="table"),
          V, "'table'", "has a context"),
+    Case("Sampler precision", "a table with guidance rescale",
+         lambda b: b.make(net(3), guidance_scale=2.0, guidance_rescale=0.5, precision="table"),
+         V, "'table'", "guidance_rescale divides"),
     Case("Sampler tolerance", "zero", lambda b: b.make(precision="table", tolerance=0), V, "0",
          r"\[1e-06, 1\]"),
     Case("Sampler tolerance", "negative", lambda b: b.make(precision="auto", tolerance=-1e-3),
@@ -114,7 +123,8 @@ SAMPLER_CASES = [
          V, "2.0", r"\[1e-06, 1\]"),
     Case("Sampler tolerance", "of float32", lambda b: b.make(tolerance=1e-3),
          V, "0.001", "None with precision='float32'"),
-    Case("Sampler tolerance", "beyond the memory", lambda b: b.make(precision="table", tolerance=1e-6),
+    Case("Sampler tolerance", "beyond the memory",
+         lambda b: b.make(kinks(), precision="table", tolerance=1e-6),
          V, "1e-06", "a larger one, .* more than 512 MB"),
     Case("Sampler expected_samples", "zero", lambda b: b.make(precision="auto", expected_samples=0),
          V, "0", "from 1"),

@@ -329,8 +329,8 @@ def test_registry_is_whole() -> None:
         "guided",
         "around",
         "scheduler",
-        "training",
         "table",
+        "training",
     } | ({"bfloat16"} if _cpu.has_bfloat16() else set())
     lists = (cases.CHAINS, cases.LATENCIES, cases.STEPS, scaling.SCALINGS)
     more = (captured.CASES, guided.CASES, around.CASES, training.CASES, schedulers.SCHEDULERS)

@@ -25,7 +25,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("dim", [1, 2])
-@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("solver", ["ddpm", "unipc"])
 def test_samples_are_those_of_float32_to_the_tolerance(dim: int, solver: str) -> None:
     exact = make(dim, solver=solver, steps=10)
     table = make(dim, solver=solver, steps=10, precision="table", tolerance=1e-4)
@@ -48,11 +48,10 @@ def test_classes_guidance_fixed_coordinates_and_given_noise() -> None:
         assert torch.equal(one[0], table.sample(999, labels=labels, **fixed)[500])
 
 
-def test_dynamic_threshold_and_rescale() -> None:
-    how: dict[str, Any] = {"guidance_scale": 2.0, "guidance_rescale": 0.7, "steps": 8}
-    how |= {"dynamic_threshold": 0.9, "clip": 2.0}
-    exact, table = make(2, 3, **how), make(2, 3, **how, precision="table")
-    assert difference(table.sample(999, labels=1), exact.sample(999, labels=1)) < 1e-2
+def test_dynamic_threshold() -> None:
+    how: dict[str, Any] = {"dynamic_threshold": 0.9, "clip": 2.0, "steps": 8}
+    exact, table = make(**how), make(**how, precision="table")
+    assert difference(table.sample(999), exact.sample(999)) < 1e-2
 
 
 def test_what_explain_says() -> None:

@@ -186,7 +186,7 @@ static int64_t tile_scratch_floats(const ChainArgs& a) {
 }
 
 static int64_t chain_scratch_floats(const ChainArgs& a) {
-    return a.tables ? TablePath(a, nullptr, 0, cpu::kTableBlock).layout(nullptr) : tile_scratch_floats(a);
+    return a.tables ? TablePath(a, nullptr, 0, a.tables->block).layout(nullptr) : tile_scratch_floats(a);
 }
 
 // Cycles of `count` samples on the row path against cycles of a one-vector tile: a lone vector of outputs

@@ -61,6 +61,7 @@ struct TablesView {
     const Grid* grids;
     const int32_t* of_row;  // (n_rows) grids of rows
     const float* values;
+    int block;  // samples that take a row together
 };
 
 struct ChainArgs {
@@ -99,8 +100,6 @@ struct LookupArgs {
     int32_t* outside;  // (count): which of the samples are not on the grid
     int dim, S, count;
 };
-
-constexpr int kTableBlock = 1 << 14;  // samples that take a row of a chain on tables together
 
 constexpr int kStatisticsRows = 2, kStatisticsPadding = 16;
 

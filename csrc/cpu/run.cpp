@@ -156,7 +156,7 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
     chain.args = args;
     chain.poll = poll;
     chain.report.first_bad.reserve(9);  // so that noting bad rows never allocates
-    const int samples = args.tables ? kTableBlock : program.tile().samples;
+    const int samples = args.tables ? args.tables->block : program.tile().samples;
     chain.tile = tile_size(kernels.lanes, samples, args.n, threads);
     const int64_t floats = kernels.scratch_floats(args) + 16;
     std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);

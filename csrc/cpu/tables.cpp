@@ -1,5 +1,6 @@
 #include "tables.h"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <utility>
@@ -12,6 +13,9 @@ void require(bool ok, const char* what) {
 }
 
 constexpr int32_t kMaxCells = 1 << 20;
+
+// Samples of a block: their state is 40 to 70 bytes each.
+constexpr int64_t kBytesPerSample = 8, kSmallestBlock = 1 << 13, kLargestBlock = 1 << 16;
 
 // Coefficients of splines from function values, in place, along an axis of n nodes `stride` apart, for
 // `count` functions side by side: c[k-1] + 4 c[k] + c[k+1] = 6 f[k] (de Boor 1978), by Thomas' elimination.
@@ -87,6 +91,9 @@ Tables::Tables(int dim, int n_classes, std::vector<int32_t> of_row, const float*
     require(used == n_values, "values: not as many as the grids have");
     for (int32_t grid : of_row_)
         require(grid >= -1 && grid < n_grids, "of_row: names a grid that does not exist");
+    // A block reads each row's table once from memory: where it is large, more samples share that.
+    const int64_t bytes = n_grids ? used / n_grids * int64_t(sizeof(float)) : 0;
+    block_ = int(std::clamp<int64_t>(bytes / kBytesPerSample, kSmallestBlock, kLargestBlock));
 }
 
 }  // namespace df::cpu

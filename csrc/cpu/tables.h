@@ -23,14 +23,14 @@ class Tables {
     Tables(int dim, int n_classes, std::vector<int32_t> of_row, const float* scale, const float* shift,
            const int32_t* cells, int64_t n_grids, const float* values, int64_t n_values);
 
-    TablesView view() const { return {grids_.data(), of_row_.data(), values_}; }
+    TablesView view() const { return {grids_.data(), of_row_.data(), values_, block_}; }
     int dim() const { return dim_; }
     int n_classes() const { return n_classes_; }
     int64_t n_rows() const { return int64_t(of_row_.size()); }
     int64_t n_grids() const { return int64_t(grids_.size()); }
 
   private:
-    int dim_, n_classes_;
+    int dim_, n_classes_, block_;
     std::vector<int32_t> of_row_;
     std::vector<Grid> grids_;
     const float* values_;

@@ -35,7 +35,7 @@ KINKED |= {"relu_slope", "leaky_relu_slope", "elu_slope"}
 
 
 def build(plan: Plan, tolerance: float, threads: int) -> NetworkTable:
-    """The table of a plan of one or two elements without context.
+    """The table of a plan of one or two elements without context or guidance rescale.
 
     tolerance: of the error of the network's output, relative to its RMS in the row: of the largest on random
     points, or where the network has kinks (ReLU) of the rms, for near a kink no grid makes it small.
@@ -62,10 +62,7 @@ def build_evaluations(plan: Plan) -> int:
 
 
 def kinked(plan: Plan) -> bool:
-    """Whether the network's output has kinks in x: its functions have, or guidance rescale's |difference|."""
-    rows = plan.rows
-    if plan.branches == 2 and bool((rows["rescale"] != 0).any()):
-        return True
+    """Whether the network's output has kinks in x, as its functions have."""
     return any(FUNCTION_NAMES[op["kind"]][op["function"]] in KINKED for op in plan.ops)
 
 
@@ -78,8 +75,7 @@ def _grids_of(plan: Plan) -> tuple[Integers, Integers]:
     rows = plan.rows
     evaluated = (rows["flags"] & EVAL) != 0
     guidance = rows["guidance"] if plan.branches == 2 else np.ones(len(rows), np.float32)
-    rescale = np.where(guidance != 1, rows["rescale"], 0)
-    keys = np.stack([rows["table"].astype(np.float64), rows["c_in"], guidance, rescale], axis=1)
+    keys = np.stack([rows["table"].astype(np.float64), rows["c_in"], guidance], axis=1)
     of_row = np.full(len(rows), -1, np.int32)
     _, first, same = np.unique(keys[evaluated], axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
