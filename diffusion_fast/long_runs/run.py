@@ -172,7 +172,8 @@ def _run(
 ) -> int:
     """The samples that were drawn."""
     with ExitStack() as stack:
-        ranks = stack.enter_context(peers())
+        ranks = peers()
+        stack.enter_context(ranks)
         made = new
         if ranks.rank == 0:
             made = _begin(new, target, stack, resume=resume, overwrite=overwrite)
