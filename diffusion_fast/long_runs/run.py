@@ -171,8 +171,9 @@ def _run(
     progress: bool,
 ) -> int:
     """The samples that were drawn."""
+    ranks = peers()
     with ExitStack() as stack:
-        ranks = stack.enter_context(peers())
+        stack.enter_context(ranks)
         made = new
         if ranks.rank == 0:
             made = _begin(new, target, stack, resume=resume, overwrite=overwrite)
