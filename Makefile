@@ -68,7 +68,7 @@ sanitize: $(STAMP)test build
 
 FUZZ_SECONDS ?= 600
 fuzz: $(STAMP)test build
-	@DIFFUSION_FAST_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest --quiet -m slow tests/test_fuzz.py
+	@DIFFUSION_FAST_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest --quiet --show-capture=no -m slow tests/test_fuzz.py
 
 bench: $(STAMP)bench build
 	@$(BIN)/python -m benchmarks.run

@@ -38,6 +38,9 @@ ISA_FLAGS: dict[str, list[str]] = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS |= {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512}
     ISA_FLAGS |= {"avx512_bf16": [*AVX512, "-mavx512bf16"]}
+if "DIFFUSION_FAST_ISAS" in os.environ:  # only these, such as avx2,portable: what a sanitizer can run
+    wanted = os.environ["DIFFUSION_FAST_ISAS"].split(",")
+    ISA_FLAGS = {isa: flags for isa, flags in ISA_FLAGS.items() if isa in wanted}
 HAVE_ISA = [f"-DDF_HAVE_{isa.upper()}" for isa in ISA_FLAGS if isa != "portable"]
 
 # Compiled once for compute_80, whose PTX every one of these takes, and once for sm_90a, which has

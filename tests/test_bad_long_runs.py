@@ -130,7 +130,7 @@ CASES = [
     Case("sample_to chunk_size", "zero", lambda b: b.to(chunk_size=0), V, "0", "from 1"),
     Case("sample_to chunk_size", "float", lambda b: b.to(chunk_size=1.5), Ty, "1.5", "integer"),
     Case("sample_to chunk_size", "too many chunks", lambda b: b.to(n=1 << 30, chunk_size=1000), V, "1000",
-         "from 1024"),
+         "from 4096"),
     Case("sample_to made_by", "no JSON", lambda b: b.to(made_by={"a": {1}}), Ty, r"\{1\}", "JSON values"),
     Case("sample_to made_by", "type", lambda b: b.to(made_by=[1]), Ty, r"\[1\]", "a dictionary"),
     Case("sample_to threads", "zero", lambda b: b.to(threads=0), V, "0", "1 to 4096"),

@@ -196,7 +196,9 @@ CHECKS: dict[str, Callable[..., None]] = {
 EXAMPLES = {"plan": 200, "table": 100, "data file": 60, "checkpoint": 60, "manifest": 50}
 
 
-def examples(name: str, folder: Path, count: int, **settings: object) -> Callable[[], None]:
+def examples(name: str, above: Path, count: int, **settings: object) -> Callable[[], None]:
+    folder = above / name
+    folder.mkdir(exist_ok=True)  # of its own: two of them write an x.npy
     check = CHECKS[name] if name in ("plan", "table") else functools.partial(CHECKS[name], folder)
     checks = list(hypothesis.HealthCheck)
     options = hypothesis.settings(max_examples=count, suppress_health_check=checks, **settings)  # type: ignore[arg-type]

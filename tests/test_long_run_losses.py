@@ -3,11 +3,11 @@ that takes more than two seconds."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -25,10 +25,11 @@ IN_FLIGHT = 2  # chunks of a process: one is drawn, one is written
 FMA_PER_SECOND = 20e9  # of one slow core
 
 
-def sampler(hidden: tuple[int, ...], steps: int, **options: Any) -> df.Sampler:
+@functools.cache
+def sampler(hidden: tuple[int, ...], steps: int) -> df.Sampler:
     torch.manual_seed(0)
     model = df.models.MLPDenoiser(2, hidden, "relu", n_steps=steps).eval()
-    return df.Sampler(model, df.NoiseSchedule.cosine(steps), **options)
+    return df.Sampler(model, df.NoiseSchedule.cosine(steps))
 
 
 def seconds_of(sampler: df.Sampler, n: int, threads: int) -> float:
@@ -68,7 +69,7 @@ def test_chunks_of_a_module_that_torch_runs_are_batches() -> None:
     made = df.Sampler(Convolution().eval(), schedule, shape=(3, 64, 64), backend="torch")
     assert _chunk_size(None, 10_000, made, 2) == 64
     made = df.Sampler(
-        Convolution().eval(), schedule, shape=(3, 64, 64), backend="torch", steps=10, solver="ddim"
+        Convolution().eval(), schedule, shape=(3, 64, 64), backend="torch", steps=2, solver="ddim"
     )
     assert _chunk_size(None, 10_000, made, 2) == 85  # that fit into four megabytes
 

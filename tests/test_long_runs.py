@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from samplers import N_CLASSES, SCHEDULE, make_model
 
 import diffusion_fast as df
-from diffusion_fast.long_runs import run, writers
+from diffusion_fast.long_runs import distributed, run, writers
 
 N, CHUNK = 1000, 96
 
@@ -127,6 +127,20 @@ def test_several_samplers_share_a_run(tmp_path: Path, sampler: df.Sampler) -> No
     again = df.Sampler(sampler.model, SCHEDULE, backend="native")
     df.sample_to(tmp_path / "x.npy", [sampler, again], N, chunk_size=16, threads=1)
     assert np.array_equal(np.load(tmp_path / "x.npy"), sampler.sample(N).numpy())
+
+
+def test_a_rank_that_is_started_again_by_itself_is_refused() -> None:
+    """It would report its chunks anew, to a rank 0 that has read past them."""
+    store = torch.distributed.HashStore()
+    with suppress(Stopped), distributed.Ranks(store, 1, 2):
+        raise Stopped("enough")
+    with (
+        pytest.raises(ConnectionAbortedError, match="rank 1 has been in this run before"),
+        distributed.Ranks(store, 1, 2),
+    ):
+        pass
+    with pytest.raises(ConnectionAbortedError, match="rank 1 failed: enough"):
+        distributed.Ranks(store, 0, 2).check()
 
 
 def test_ranges_join_to_the_whole(tmp_path: Path, sampler: df.Sampler) -> None:

@@ -171,8 +171,8 @@ def _run(
     progress: bool,
 ) -> int:
     """The samples that were drawn."""
+    ranks = peers()
     with ExitStack() as stack:
-        ranks = peers()
         stack.enter_context(ranks)
         made = new
         if ranks.rank == 0:
