@@ -17,7 +17,7 @@ Integers = npt.NDArray[np.int32]
 
 # A look-up beside the network's multiply-adds, by the elements of a sample: what both cost on a core
 # (benchmarks/NOTES.md).
-LOOKUP_WORK = {1: 40, 2: 150}
+LOOKUP_WORK = {1: 20, 2: 300}
 
 
 @dataclass(frozen=True, eq=False)
