@@ -3,12 +3,13 @@
 Li et al. 2024, "Derivative-free guidance in continuous and discrete diffusion models with soft value-based
 decoding" (arXiv 2408.08252), algorithm 1 in its posterior-mean form, SVDD-PM. At every step
 
-    draw M candidates   x^m ~ p(x_{t-1} | x_t)
+    draw M candidates   x^m ~ p(x_{t-1} | x_t)      (at first x_T^m ~ N(0, I))
     value               v^m = r(x0 predicted from x^m)
     choose              m with probability proportional to exp(v^m / alpha)
 
 which draws from p(x) exp(r(x) / alpha) as M grows, as far as r(E[x0 | x_t]) stands for the soft value
-alpha log E[exp(r(x0) / alpha) | x_t].
+alpha log E[exp(r(x0) / alpha) | x_t]. Where the mean of what x_t may become lies off the data and r is steep
+there, it does not; SVDD-MC (the same paper) takes a soft value that was learned of noisy rows.
 
 The target of classifier-free guidance of weight w, p(x) p(y | x)^(1 + w), is that of the reward
 r(x) = log p(y | x) with alpha = 1 / (1 + w).
@@ -41,15 +42,16 @@ class SVDDSampler:
 
     model, schedule: as for Sampler; of a model with classes the null class is sampled. reward: called with
     (m, *shape) float32 rows, predicted clean samples in the data's units, without gradients; returns (m,)
-    finite numbers, higher is better, each of which must depend on its own row alone. alpha >= 0: the
-    smaller, the greedier; 0 takes the best candidate. candidates: M, drawn at each step. variance: of a
-    step, "beta" or "posterior", as for solvers.ddpm. standardiser: its inverse is applied to the samples, and
-    to what the reward is given.
+    finite numbers, higher is better, each of which must depend on its own row alone. value: in place of it,
+    for SVDD-MC: called with (m, *shape) candidates as the model sees them and their timestep, an int; returns
+    the soft value of each. alpha >= 0: the smaller, the greedier; 0 takes the best candidate. candidates: M,
+    drawn at each step, of x_T too where it is not given. variance: of a step, "beta" or "posterior", as for
+    solvers.ddpm. standardiser: its inverse is applied to the samples, and to what the reward is given.
     options: shape, steps, prediction_type, clip, n_classes, null_class, time_input, backend, as for Sampler.
 
     Candidate m takes the noise of substream m, the choice that of substream M: with backend="native" sample i
-    is a function of (model, schedule, reward, alpha, candidates, seed, i), whatever the batch. One candidate
-    is plain ancestral sampling. Costs M evaluations of network and reward a sample and step.
+    is a function of (model, schedule, reward or value, alpha, candidates, seed, i), whatever the batch. One
+    candidate is plain ancestral sampling. Costs M evaluations of network and reward a sample and step.
     Raises TypeError or ValueError naming the argument; CaptureError as Sampler does.
     """
 
@@ -57,17 +59,21 @@ class SVDDSampler:
         self,
         model: nn.Module,
         schedule: NoiseSchedule,
-        reward: Callable[[Tensor], Any],
+        reward: Callable[[Tensor], Any] | None = None,
         *,
         alpha: float,
+        value: Callable[[Tensor, int], Any] | None = None,
         candidates: int = 10,
         variance: str = "posterior",
         standardiser: Standardiser | None = None,
         **options: Any,
     ) -> None:
-        if not callable(reward):
-            raise _checks.bad_type("reward", reward, "a function from (m, *shape) rows to (m,) numbers")
-        self.reward = reward
+        name, given = ("reward", reward) if value is None else ("value", value)
+        if not callable(given):
+            raise _checks.bad_type(name, given, "a function from (m, *shape) rows to (m,) numbers")
+        if value is not None and reward is not None:
+            raise _checks.bad_value("reward", reward, "None beside a value")
+        self.reward, self.value = reward, value
         self.alpha = _checks.real("alpha", alpha, 0.0)
         self.candidates = _checks.integer("candidates", candidates, 1, MAX_CANDIDATES)
         _checks.choice("variance", variance, ("beta", "posterior"))
@@ -110,41 +116,57 @@ class SVDDSampler:
         return out
 
     def _chain(self, n: int, seed: int, start: int, x_T: Tensor | None) -> Tensor:
-        dim = prod(self.shape)
+        shape = (n, *self.shape)
         how: dict[str, Any] = {"seed": seed, "start": start, "device": self.device}
 
-        def draw(row: int, substream: int, dim: int = dim) -> Tensor:
-            return normal(n, dim, step=row, substream=substream, **how)
+        def candidates(row: int, purpose: str) -> Tensor:
+            parts = [
+                normal(n, prod(self.shape), step=row, purpose=purpose, substream=m, **how)
+                for m in range(self.candidates)
+            ]
+            return torch.stack(parts).view(self.candidates, *shape)
 
-        shape = (n, *self.shape)
-        x = normal(n, dim, step=0, purpose="initial", **how).view(shape) if x_T is None else x_T
-        x0 = self.prediction.at(0).sample(n, x_T=x)
-        for row, deviation in enumerate(self._deviation.tolist()):
-            mean = float(self._mean_x[row]) * x + float(self._mean_x0[row]) * x0
-            if row + 1 == len(self._deviation):
-                return mean  # without noise there is nothing to choose from
-            noise = torch.stack([draw(row, m).view(shape) for m in range(self.candidates)])
-            drawn = mean + deviation * noise
+        def pick(drawn: Tensor, level: int, row: int, purpose: str) -> tuple[Tensor, Tensor]:
+            """One candidate of each sample, and the x0 that is predicted from it."""
             flat = drawn.flatten(0, 1)
-            predicted = self.prediction.at(row + 1).sample(len(flat), x_T=flat).view(drawn.shape)
-            uniform = torch.special.ndtr(draw(row, self.candidates, dim=1)[:, 0].double())
-            chosen = choose(self._value(predicted), self.alpha, uniform)
-            x, x0 = (part[chosen, torch.arange(n, device=self.device)] for part in (drawn, predicted))
-        return x
+            predicted = self.prediction.at(level).sample(len(flat), x_T=flat).view(drawn.shape)
+            z = normal(n, 1, step=row, purpose=purpose, substream=self.candidates, **how)
+            uniform = torch.special.ndtr(z[:, 0].double())
+            chosen = choose(self._values(drawn, predicted, level), self.alpha, uniform)
+            of_each = torch.arange(n, device=self.device)
+            return drawn[chosen, of_each], predicted[chosen, of_each]
 
-    def _value(self, predicted: Tensor) -> Tensor:
-        """The reward of (M, n, *shape) predictions: (M, n) float64."""
-        rows = self._data(predicted.flatten(0, 1))
-        given = self.reward(rows.clone() if rows.data_ptr() == predicted.data_ptr() else rows)
-        accepted = f"one that returns ({len(rows)},) finite numbers for as many rows"
+        if x_T is None:
+            x, x0 = pick(candidates(0, "initial"), 0, 0, "initial")
+        else:
+            x, x0 = x_T, self.prediction.at(0).sample(n, x_T=x_T)
+        for row, deviation in enumerate(self._deviation[:-1].tolist()):
+            mean = float(self._mean_x[row]) * x + float(self._mean_x0[row]) * x0
+            x, x0 = pick(mean + deviation * candidates(row, "step"), row + 1, row, "step")
+        # The last step has no noise, and so nothing to choose from.
+        return float(self._mean_x[-1]) * x + float(self._mean_x0[-1]) * x0
+
+    def _values(self, drawn: Tensor, predicted: Tensor, row: int) -> Tensor:
+        """Of (M, n, *shape) candidates at a level and what is predicted from them: (M, n) float64."""
+        if self.value is not None:
+            name, given = "value", self.value(drawn.flatten(0, 1).clone(), int(self.prediction.levels.t[row]))
+        else:
+            assert self.reward is not None
+            rows = self._data(predicted.flatten(0, 1))
+            name, given = (
+                "reward",
+                self.reward(rows.clone() if rows.data_ptr() == predicted.data_ptr() else rows),
+            )
+        count = drawn.shape[0] * drawn.shape[1]
+        accepted = f"one that returns ({count},) finite numbers for as many rows"
         value = (
             torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind == "f" else given
         )
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise _checks.bad_type("reward", given, accepted)
-        if value.shape != (len(rows),):
-            raise _checks.bad_value("reward", given, accepted)
-        return _checks.finite("reward", value.to(self.device, torch.float64)).view(predicted.shape[:2])
+            raise _checks.bad_type(name, given, accepted)
+        if value.shape != (count,):
+            raise _checks.bad_value(name, given, accepted)
+        return _checks.finite(name, value.to(self.device, torch.float64)).view(drawn.shape[:2])
 
     def _data(self, x: Tensor) -> Tensor:
         """Rows in the data's own units."""

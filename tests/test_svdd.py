@@ -74,7 +74,16 @@ def test_a_chain_by_hand() -> None:
             eps = model(x.float(), torch.full((n,), t), null).double()
         return (x - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
 
-    x = df.noise.normal(n, 2, seed=1, step=0, purpose="initial").double()
+    def choice(drawn: list[Tensor], t: int, **stream: Any) -> Tensor:
+        value = torch.stack([(clean(each, t) ** 2).sum(1) for each in drawn])
+        z = df.noise.normal(n, 1, seed=1, substream=m, **stream)[:, 0].double()
+        uniform = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+        order = (torch.softmax(value / alpha, 0).cumsum(0) < uniform).sum(0).clamp_max(m - 1)
+        return torch.stack(drawn)[order, torch.arange(n)]
+
+    first: dict[str, Any] = {"step": 0, "purpose": "initial"}
+    starts = [df.noise.normal(n, 2, seed=1, substream=k, **first).double() for k in range(m)]
+    x = choice(starts, len(SCHEDULE) - 1, **first)
     for row, t in enumerate(reversed(range(len(SCHEDULE)))):
         if t == 0:
             x = clean(x, 0)
@@ -84,11 +93,7 @@ def test_a_chain_by_hand() -> None:
         ) / (1 - abar[t])
         sigma = (betas[t] * (1 - abar[t - 1]) / (1 - abar[t])).sqrt()
         drawn = [mean + sigma * df.noise.normal(n, 2, seed=1, step=row, substream=k) for k in range(m)]
-        value = torch.stack([(clean(each, t - 1) ** 2).sum(1) for each in drawn])
-        z = df.noise.normal(n, 1, seed=1, step=row, substream=m)[:, 0].double()
-        uniform = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
-        order = (torch.softmax(value / alpha, 0).cumsum(0) < uniform).sum(0).clamp_max(m - 1)
-        x = torch.stack(drawn)[order, torch.arange(n)]
+        x = choice(drawn, t - 1, step=row)
     apart = (sampler.sample(n, seed=1) - x).abs().amax(1)
     assert (
         float((apart < 1e-3).float().mean()) > 0.98
@@ -124,6 +129,24 @@ def test_the_law_is_the_tilted_one() -> None:
     assert float(opposite.sample(1000, seed=2).mean()) == pytest.approx(-shift, abs=0.1)
 
 
+def half_normal_value(x: Tensor, t: int) -> Tensor:
+    """log P(x0 > 0 | x_t), the soft value of the reward log 1[x0 > 0], for ExactNormal."""
+    abar, v = LONG.alphas_cumprod[t], ExactNormal.variance
+    total = abar * v + 1 - abar
+    mean, deviation = abar.sqrt() * v / total * x[:, 0], (v * (1 - abar) / total).sqrt()
+    return torch.special.log_ndtr(mean / deviation)
+
+
+def test_a_soft_value_of_noisy_rows_gives_its_law() -> None:
+    """Of N(0, v) the positive half, of mean sqrt(2 v / pi) and variance (1 - 2 / pi) v."""
+    how: dict[str, Any] = {"alpha": 1.0, "candidates": 50, "shape": 1, "variance": "beta"}
+    sampler = df.SVDDSampler(ExactNormal().eval(), LONG, value=half_normal_value, **how)
+    x, v = sampler.sample(4000, seed=2)[:, 0].double(), ExactNormal.variance
+    assert float((x > 0).double().mean()) > 0.97
+    assert float(x.mean()) == pytest.approx(math.sqrt(2 * v / math.pi), rel=0.04)
+    assert float(x.std()) == pytest.approx(math.sqrt((1 - 2 / math.pi) * v), rel=0.06)
+
+
 def test_samples_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = df.SVDDSampler(net(), SCHEDULE, linear, alpha=0.2, candidates=5, backend="native")
     x = sampler.sample(300, seed=4, start=10)
@@ -132,7 +155,8 @@ def test_samples_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("diffusion_fast.svdd.CANDIDATE_ROWS", 64)
     assert torch.equal(sampler.sample(300, seed=4, start=10), x)
     given = df.noise.normal(300, 2, seed=4, step=0, purpose="initial", start=10)
-    assert torch.equal(sampler.sample(300, seed=4, start=10, x_T=given), x)
+    x = sampler.sample(300, seed=4, start=10, x_T=given)
+    assert torch.equal(sampler.sample(100, seed=4, start=110, x_T=given[100:200]), x[100:200])
     assert sampler.sample(0).shape == (0, 2)
 
 
@@ -147,7 +171,7 @@ def test_the_reward_sees_the_data_s_own_units() -> None:
     plain = df.SVDDSampler(net(), SCHEDULE, linear, alpha=0.2, candidates=3)
     x = plain.sample(50, seed=1)
     torch.testing.assert_close(own.sample(50, seed=1), scale.inverse(x), rtol=1e-4, atol=1e-3)
-    assert seen[0].shape == (150, 2) and len(seen) == len(SCHEDULE) - 1
+    assert seen[0].shape == (150, 2) and len(seen) == len(SCHEDULE)
 
 
 def test_a_reward_may_write_to_its_rows() -> None:
@@ -181,6 +205,17 @@ BAD = {
     "standardiser": (
         lambda: df.SVDDSampler(net(), SCHEDULE, linear, alpha=1, standardiser=df.Standardiser([0.0], [1.0])),
         "standardiser: got '1 columns'",
+    ),
+    "both": (
+        lambda: df.SVDDSampler(net(), SCHEDULE, linear, alpha=0.1, value=half_normal_value),
+        "reward: got .*accepted: None beside a value",
+    ),
+    "value": (lambda: df.SVDDSampler(net(), SCHEDULE, alpha=0.1, value=3), "value: got 3"),  # type: ignore[arg-type]
+    "value's nan": (
+        lambda: df.SVDDSampler(
+            net(), SCHEDULE, alpha=0.1, value=lambda rows, t: rows[:, 0] * math.nan, candidates=2
+        ).sample(3),
+        "value: got nan",
     ),
     "reward's shape": (
         lambda: sampled(lambda rows: rows),

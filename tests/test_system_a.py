@@ -103,6 +103,15 @@ def test_samples_are_of_the_published_chain(tmp_path: Path, tiny: list[int]) -> 
     assert np.array_equal(found, wanted.numpy())
 
 
+def test_clipping_is_of_the_sampling_alone(tmp_path: Path, tiny: list[int]) -> None:
+    lab = points_3d.Lab(Run("A", tmp_path))
+    setting = points_3d.Setting(HELIX, (8,), 1, 10, "cosine")
+    free, clipped = (lab.result(points_3d.replace(setting, clipped=c)).samples for c in (False, True))
+    assert tiny == [1], "one training"
+    bound = abs(lab.data[HELIX].standardised_train).max()
+    assert abs(clipped).max() <= bound * (1 + 1e-6) < abs(free).max()
+
+
 class Noise:
     """In place of a Sampler: what the tables hold is not of interest, and each one takes a second to make."""
 

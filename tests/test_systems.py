@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import types
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -127,6 +129,48 @@ def test_the_command_runs_one_or_all(tmp_path: Path, toy: list[Run]) -> None:
     assert (tmp_path / "new" / "out" / "E" / "report.md").is_file()
     again = command("B", "--out", str(tmp_path / "new" / "out"), "--resume", "--as-published")
     assert again.exit_code == 0 and toy[-1].as_published and "B: a toy" in again.stdout
+
+
+def test_an_interrupted_run_leaves_the_report_of_what_was_done(
+    tmp_path: Path, toy: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, told = tmp_path / "out", True
+
+    def run(run: Run) -> None:
+        run.table("First", ["n"], [[1]])
+        if told:
+            raise KeyboardInterrupt
+        run.table("Second", ["n"], [[2]])
+
+    monkeypatch.setattr(systems.load("A"), "run", run)
+
+    def reported(*more: str) -> tuple[str, bool]:
+        with contextlib.suppress(click.Abort):
+            main(["reproduce", "A", "--out", str(out), *more], standalone_mode=False)
+        facts = json.loads((out / "A" / "results.json").read_text())
+        return (out / "A" / "report.md").read_text(), facts["interrupted"]
+
+    text, interrupted = reported()
+    assert "**Interrupted" in text and "First" in text and "Second" not in text and interrupted
+    told = False
+    text, interrupted = reported("--resume")
+    assert "Interrupted" not in text and "Second" in text and not interrupted
+    told = True
+    assert reported("--resume") == (text, False), "the whole report stays"
+
+
+def test_files_of_the_user_are_looked_at_before_anything_is_done(tmp_path: Path) -> None:
+    """Those of E too, whose turn comes last."""
+    (tmp_path / "data").mkdir()
+    out = tmp_path / "out"
+    result = command("all", "--data", str(tmp_path / "data"), "--out", str(out))
+    assert (
+        result.exit_code == 2 and "--data: " in result.stderr and "train-images-idx3-ubyte" in result.stderr
+    )
+    assert result.stderr.count("\n") == 1 and not out.exists()
+    (tmp_path / "data" / "albatross.npy").write_bytes(b"")
+    result = command("D", "--data", str(tmp_path / "data"), "--out", str(out))
+    assert result.exit_code == 2 and "albatross.npy" in result.stderr and not out.exists()
 
 
 @pytest.mark.parametrize(

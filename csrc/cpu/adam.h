@@ -16,7 +16,9 @@ DF_INLINE vf adam(AdamState& s, vf gradient, const cpu::AdamStep& step, const cp
     const vf g = fma(splat(o.l2), s.weight, gradient);
     s.moment1 = fma(splat(float(1.0 - cpu::kBeta1)), g - s.moment1, s.moment1);
     s.moment2 = fma(splat(float(1.0 - cpu::kBeta2)) * g, g, splat(float(cpu::kBeta2)) * s.moment2);
-    const vf direction = s.moment1 / fma(sqrt(s.moment2), splat(step.root_scale), splat(kEpsilon));
+    // Once moment2 overflows, a weight would stand still for good and nobody would know: the loss is to tell.
+    const vf overflow = s.moment2 - s.moment2;  // 0, or not a number
+    const vf direction = s.moment1 / fma(sqrt(s.moment2), splat(step.root_scale), splat(kEpsilon)) + overflow;
     s.weight = fma(splat(-step.rate), direction, splat(step.shrink) * s.weight);
     return direction;
 }

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from diffusion_fast import _checks
-from diffusion_fast.baselines.loop import Data, Updates, run_steps
+from diffusion_fast.baselines.loop import Data, one_by_one, run_steps
+from diffusion_fast.fused_training import FusedTrainer
 from diffusion_fast.models.energy import EnergyMLP, EnergyScore
 from diffusion_fast.training import TrainingHistory
 
 DRIFTS = ("sum", "mean")
+LEAST_PENALTY = 1e-6  # 1 / (2 penalty) plus an energy is still a float32 that tells energies apart
 
 
 def train(
@@ -43,11 +45,14 @@ def train(
     """Train the energy in place and leave it in eval mode, with averaged weights.
 
     loss = mean E(x) - mean E(x') + penalty (mean E(x)^2 + mean E(x')^2), x from data and x' from the chains;
-    the learning rate falls to 0 along a cosine.
+    Adam, whose rate falls to 0 along a cosine. But for a constant that is penalty times the mean square of
+    E + 1 / (2 penalty) on data and of E - 1 / (2 penalty) on chains: the steps run in C++ as those of a
+    regression (fused_training.FusedTrainer), on one thread.
 
     Args:
         data: (n, dim) finite numbers, used as they are.
         clip_norm: of the gradient, None for none.
+        penalty: at least 1e-6.
         chains, chain_steps: how many are kept, of which batch_size go on by so many steps of
             x <- x + step_size score(x) + sqrt(2 step_size) z in each training step.
         start_scale, restart: chains start from start_scale N(0, I), and each again with this probability
@@ -64,24 +69,27 @@ def train(
         raise _checks.bad_type("energy", energy, "an EnergyMLP")
     source = Data(data, energy.dim, batch_size, seed)
     held_out = None if validation is None else Data(validation, energy.dim, batch_size, 0).rows
-    penalty, decay = _checks.real("penalty", penalty, 0.0), _checks.real("ema", ema, 0.0, 1.0)
+    total = _checks.integer("steps", steps, 1)
+    rate = _checks.real("lr", lr, 0.0, open_low=True)
+    scale = 2 * _checks.real("penalty", penalty, LEAST_PENALTY)  # of the loss, by the trainer's mean square
+    norm = None if clip_norm is None else _checks.real("clip_norm", clip_norm, 0.0, open_low=True) / scale
+    decay = _checks.real("ema", ema, 0.0, 1.0)
+    trainer = FusedTrainer(energy.net, max_norm=norm, ema=decay or None)
     score = EnergyScore(energy)
     sampler = _Chains(score, source, chains, chain_steps, step_size, start_scale, restart, drift)
-    updates = Updates(energy, lr, clip_norm)
-    average = [p.detach().clone() for p in energy.parameters()]
     latest: list[Tensor] = []
+    aims = torch.full((2, source.batch_size), 1 / scale)
+    aims[0] *= -1
 
+    @torch.no_grad()
     def step(k: int) -> tuple[Tensor, ...]:
-        x, negative = source.batch(), sampler.advance()
-        e = energy(torch.cat([x, negative])).reshape(2, -1)
-        loss = e[0].mean() - e[1].mean()
-        for group in updates.optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * k / steps))
-        updates.step(loss + penalty * e.square().mean(1).sum())
-        with torch.no_grad():
-            torch._foreach_lerp_(average, list(energy.parameters()), 1 - min(decay, (1 + k) / (10 + k)))
+        negative = sampler.advance()
+        both = torch.cat([source.batches(), negative])
+        e = energy(both).reshape(2, -1)
+        falling = rate * 0.5 * (1 + math.cos(math.pi * k / total))
+        trainer.run(both, aims.view(-1, 1), batch_size=len(both), lr=falling, threads=1)
         latest[:] = [negative]
-        return (loss,)
+        return (e[0].mean() - e[1].mean(),)
 
     def validate() -> Tensor:
         assert held_out is not None
@@ -89,9 +97,10 @@ def train(
 
     energy.train()
     try:
-        history = run_steps(steps, step, None if held_out is None else validate, "energy", progress)[0]
+        block = one_by_one(step)
+        history = run_steps(total, block, None if held_out is None else validate, "energy", progress)[0]
         with torch.no_grad():
-            for parameter, value in zip(energy.parameters(), average, strict=True):
+            for parameter, value in (trainer.average() if decay else {}).items():
                 parameter.copy_(value)
     finally:
         energy.eval()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_fast import _checks
-from diffusion_fast.baselines.loop import Data, Updates, run_steps
+from diffusion_fast.baselines.loop import Data, one_by_one, run_steps
 from diffusion_fast.models.mlp import ACTIVATIONS, MAX_WIDTH, hidden_widths, make_layers
 from diffusion_fast.training import TrainingHistory
 
@@ -70,10 +70,10 @@ def train(
     if not isinstance(gan, GAN):
         raise _checks.bad_type("gan", gan, "a GAN")
     source = Data(data, gan.dim, batch_size, seed)
-    g_updates, d_updates = (Updates(part, lr, clip_norm) for part in (gan.generator, gan.discriminator))
+    g_updates, d_updates = (_Updates(part, lr, clip_norm) for part in (gan.generator, gan.discriminator))
 
     def step(_: int) -> tuple[Tensor, ...]:
-        x, z = source.batch(), LATENT_SCALE * source.normal(source.batch_size, gan.dim)
+        x, z = source.batches(), LATENT_SCALE * source.normal(source.batch_size, gan.dim)
         fake = gan.generator(z)
         g_loss = nn.functional.softplus(-gan.discriminator(fake)).mean()
         g_updates.step(g_loss)
@@ -84,7 +84,27 @@ def train(
 
     gan.train()
     try:
-        g_history, d_history = run_steps(steps, step, None, "gan", progress)
+        g_history, d_history = run_steps(steps, one_by_one(step), None, "gan", progress)
     finally:
         gan.eval()
     return g_history, d_history
+
+
+class _Updates:
+    """Adam on a module's weights, the gradient clipped to clip_norm in norm (None: not clipped)."""
+
+    def __init__(self, module: nn.Module, lr: float, clip_norm: float | None) -> None:
+        self.parameters = list(module.parameters())
+        self.clip_norm = (
+            clip_norm if clip_norm is None else _checks.real("clip_norm", clip_norm, 0.0, open_low=True)
+        )
+        rate = _checks.real("lr", lr, 0.0, open_low=True)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True)
+
+    def step(self, loss: Tensor) -> None:
+        """Only the module's own weights get gradients."""
+        for parameter, grad in zip(self.parameters, torch.autograd.grad(loss, self.parameters), strict=True):
+            parameter.grad = grad
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.optimizer.step()

@@ -1,4 +1,4 @@
-"""What the baselines' training loops share: rows, steps of an optimizer, and the record of the losses."""
+"""What the baselines' training loops share: rows, and the record of the losses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusion_fast import _checks
@@ -16,6 +16,8 @@ from diffusion_fast.metrics.result import rows
 from diffusion_fast.training import TrainingHistory
 
 RECORDS = 100  # points of a loss curve
+MOST_AT_ONCE = 200  # steps of a block
+Block = Callable[[int, int], tuple[Tensor, ...]]
 
 
 class Data:
@@ -29,65 +31,58 @@ class Data:
         self.batch_size = _checks.integer("batch_size", batch_size, 1)
         self.generator = torch.Generator().manual_seed(_checks.seed("seed", seed))
 
-    def batch(self) -> Tensor:
-        return self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=self.generator)]
+    def batches(self, count: int = 1) -> Tensor:
+        """The rows of `count` batches one after the other."""
+        size = (count * self.batch_size,)
+        return self.rows[torch.randint(len(self.rows), size, generator=self.generator)]
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator)
 
 
-class Updates:
-    """Adam on a module's weights, the gradient clipped to clip_norm in norm (None: not clipped)."""
+def one_by_one(step: Callable[[int], tuple[Tensor, ...]]) -> Block:
+    """A block of steps from a single one, which returns its losses."""
 
-    def __init__(self, module: nn.Module, lr: float, clip_norm: float | None) -> None:
-        self.parameters = list(module.parameters())
-        self.clip_norm = (
-            clip_norm if clip_norm is None else _checks.real("clip_norm", clip_norm, 0.0, open_low=True)
-        )
-        rate = _checks.real("lr", lr, 0.0, open_low=True)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True)
+    def block(first: int, count: int) -> tuple[Tensor, ...]:
+        losses = zip(*(step(k) for k in range(first, first + count)), strict=True)
+        return tuple(torch.stack(each).sum() for each in losses)
 
-    def step(self, loss: Tensor) -> None:
-        """Only the module's own weights get gradients."""
-        for parameter, grad in zip(self.parameters, torch.autograd.grad(loss, self.parameters), strict=True):
-            parameter.grad = grad
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.optimizer.step()
+    return block
 
 
 def run_steps(
-    steps: Any,
-    step: Callable[[int], tuple[Tensor, ...]],
-    validate: Callable[[], Tensor] | None,
-    name: str,
-    progress: bool,
+    steps: Any, block: Block, validate: Callable[[], Tensor] | None, name: str, progress: bool
 ) -> tuple[TrainingHistory, ...]:
-    """step(k) for k < steps, on one thread; a history of RECORDS means for each loss that it returns.
+    """block(first, count), the steps from number `first` on -> the sum of each loss over them; on one thread.
 
-    validate: the loss on held-out rows, recorded with the first history.
+    -> a history of RECORDS means for each loss. validate: the loss on held-out rows, recorded with the first.
     """
     steps = _checks.integer("steps", steps, 1)
     _checks.flag("progress", progress)
     every = max(1, steps // RECORDS)
     histories: tuple[TrainingHistory, ...] = ()
+    totals: list[Tensor] = []
+    done = recorded = 0
     began = time.perf_counter()
-    with torch_threads(1):  # several would wait for each other in networks of this size
-        totals: list[Tensor] = []
-        bar = tqdm(range(steps), disable=not progress, desc=name, unit="step", mininterval=0.5)
-        for k in bar:
-            losses = [loss.detach() for loss in step(k)]
-            totals = [a + b for a, b in zip(totals, losses, strict=True)] if totals else losses
-            if (k + 1) % every and k + 1 < steps:
+    with (
+        torch_threads(1),  # several would wait for each other in networks of this size
+        tqdm(total=steps, disable=not progress, desc=name, unit="step", mininterval=0.5) as bar,
+    ):
+        while done < steps:
+            count = min(MOST_AT_ONCE, recorded + every - done, steps - done)
+            sums = [loss.detach() for loss in block(done, count)]
+            totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
+            done += count
+            bar.update(count)
+            if done < min(recorded + every, steps):
                 continue
-            count = (k % every) + 1
-            histories = histories or tuple(TrainingHistory() for _ in losses)
+            histories = histories or tuple(TrainingHistory() for _ in totals)
             for history, total in zip(histories, totals, strict=True):
-                value = float(total) / count
+                value = float(total) / (done - recorded)
                 if not abs(value) < float("inf"):
-                    raise FloatingPointError(f"the loss became {value} by step {k + 1}: a lower lr may help")
+                    raise FloatingPointError(f"the loss became {value} by step {done}: a lower lr may help")
                 history.train_loss.append(value)
-            totals = []
+            totals, recorded = [], done
             if validate is not None:
                 with torch.no_grad():
                     histories[0].validation_loss.append(float(validate()))

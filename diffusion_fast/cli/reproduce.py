@@ -13,7 +13,7 @@ import click
 
 from diffusion_fast._files import refusal
 from diffusion_fast.cli import options
-from diffusion_fast.cli.errors import Command
+from diffusion_fast.cli.errors import Command, Terminated
 
 SYSTEMS = ("A", "B", "C", "D", "E")
 SETTINGS = "run.json"  # what a run in a folder was begun with, which going on must agree with
@@ -58,8 +58,8 @@ def reproduce(
 ) -> None:
     """Train, sample and measure a published system: A, B, C, D, E or all of them.
 
-    Writes report.md, results.json, pictures and checkpoints of each. A run that was interrupted goes on with
-    --resume; without it the folder must be new or empty.
+    Writes report.md, results.json, pictures and checkpoints of each. A run that was interrupted leaves the
+    report of what was done, and goes on with --resume; without it the folder must be new or empty.
 
     \b
     Example:
@@ -67,9 +67,6 @@ def reproduce(
     """
     if data is not None and not Path(data).is_dir():
         raise click.BadParameter(f"got {data!r}; accepted: a folder that exists", param_hint="--data")
-    settings = {"size": "full" if full else "quick", "seed": seed, "data": data}
-    folder = _folder(out, resume, settings)
-
     import torch
 
     from diffusion_fast import systems
@@ -77,14 +74,19 @@ def reproduce(
     from diffusion_fast.systems.run import Run, expected_seconds
     from diffusion_fast.threads import resolve
 
+    own_files = None if data is None else Path(data)
+    modules = {name: systems.load(name) for name in (SYSTEMS if system == "all" else (system,))}
+    for module in modules.values():
+        if hasattr(module, "check_data"):  # not hours later, when it is their turn
+            module.check_data(own_files, full)
+    settings = {"size": "full" if full else "quick", "seed": seed, "data": data}
+    folder = _folder(out, resume, settings)
     torch.set_num_threads(resolve(threads))
-    chosen = SYSTEMS if system == "all" else (system,)
     show = sys.stderr.isatty() if progress is None else progress
-    expected = expected_seconds(sum(systems.load(name).SECONDS[settings["size"]] for name in chosen))
+    expected = expected_seconds(sum(module.SECONDS[settings["size"]] for module in modules.values()))
     click.echo(f"this will take about {_duration(expected)}{', less what is done' * resume}", err=True)
     done = []
-    for name in chosen:
-        module = systems.load(name)
+    for name, module in modules.items():
         run = Run(
             name,
             folder / name,
@@ -93,9 +95,13 @@ def reproduce(
             resume=resume,
             seed=seed,
             progress=show,
-            data=None if data is None else Path(data),
+            data=own_files,
         )
-        module.run(run)
+        try:
+            module.run(run)
+        except (KeyboardInterrupt, Terminated):
+            run.interrupted(module.TITLE)
+            raise
         done.append(run.finish(module.TITLE))
     lines = [
         f"{facts['system']}: {facts['title']}, {_duration(facts['seconds']['total'])}, "

@@ -5,7 +5,8 @@ C: energies, scores, a GAN and diffusion on four sets of points in the plane. D:
 classification and rewards. E: handwritten digits by a CNN, and cold diffusion.
 
 A system is a module with TITLE, SECONDS (what it took on two cores, by size) and run(run), which does its
-work through a `Run` and reads like the experiment.
+work through a `Run` and reads like the experiment. One that reads files of the user's has
+check_data(folder or None, full) as well, which raises ValueError where they will not do.
 """
 
 from __future__ import annotations

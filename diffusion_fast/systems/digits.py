@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from diffusion_fast import cold, plotting
 from diffusion_fast.cli.errors import naming
-from diffusion_fast.datasets import digits, mnist
+from diffusion_fast.datasets import Dataset, digits, mnist
 from diffusion_fast.datasets.images import MNIST_FROM
 from diffusion_fast.image_training import gaussian
 from diffusion_fast.metrics import (
@@ -146,14 +147,25 @@ def run(run: Run) -> None:
     )
 
 
+def check_data(folder: Path | None, full: bool) -> None:
+    """Raises ValueError where a run would find no MNIST."""
+    if folder is not None or full:
+        load_mnist(folder)
+
+
+def load_mnist(folder: Path | None) -> Dataset:
+    with naming("folder", "--data"):
+        found = mnist(folder)
+        if found.image_shape != SHAPE[1:]:
+            got = f"images of shape {found.image_shape} in {str(folder)!r}"
+            raise ValueError(f"folder: got {got}; accepted: {SHAPE[1:]}, {MNIST_FROM}")
+    return found
+
+
 def load_data(run: Run) -> Digits:
     """MNIST from the user's files, or for full runs from openml.org; else scikit-learn's digits."""
     if run.data is not None or run.full:
-        with naming("folder", "--data"):
-            found = mnist(run.data)
-            if found.image_shape != SHAPE[1:]:
-                got = f"images of shape {found.image_shape} in {str(run.data)!r}"
-                raise ValueError(f"folder: got {got}; accepted: {SHAPE[1:]}, {MNIST_FROM}")
+        found = load_mnist(run.data)
         run.cut("1,197 of 60,000 digits to train on, 600 of 10,000 held out")
     else:
         found = digits(*QUICK_ROWS, seed=run.seed, side=SHAPE[1])

@@ -16,6 +16,7 @@ from PIL import Image
 from diffusion_fast._files import replacing
 from diffusion_fast.metrics.result import MetricResult
 
+RESULTS = "results.json"
 PNG_LIMIT = 200_000  # bytes, so that reports can live in a repository
 RESOLUTIONS = (130, 100, 80, 60, 45, 30)  # dots per inch, the first that stays below
 PALETTE = 256  # colors, where the picture in all of them is too large
@@ -57,7 +58,7 @@ class Report:
         with replacing(self.folder / "report.md") as temporary:
             temporary.write_text(content.rstrip() + "\n", encoding="utf-8")
         results = {**facts, "tables": self.tables, "pictures": self.pictures}
-        with replacing(self.folder / "results.json") as temporary:
+        with replacing(self.folder / RESULTS) as temporary:
             temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

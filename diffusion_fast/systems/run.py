@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -17,14 +18,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from diffusion_fast import __version__, _checks, build_info
-from diffusion_fast._timing import torch_threads
+from diffusion_fast.fused_training import FusedTrainer
 from diffusion_fast.systems import stages
-from diffusion_fast.systems.report import Cell, Report
+from diffusion_fast.systems.report import RESULTS, Cell, Report
 
 KINDS = ("training", "sampling", "evaluation")
 WEIGHTS = "model."  # what names a model's weights among a stage's values
-CALIBRATION_STEPS = 200
-REFERENCE_SECONDS = 0.11  # of CALIBRATION_STEPS where SECONDS of the systems were measured
+CALIBRATION_STEPS = 20
+REFERENCE_SECONDS = 0.07  # of CALIBRATION_STEPS where SECONDS of the systems were measured
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class Run:
 
     A stage (`trained`, `stage`) is kept in the run's folder when it is done; with resume, one that is there
     is read back and its work left out. `table`, `picture` and `text` follow each other in report.md as they
-    were called; `finish` writes it and results.json.
+    were called; `finish` writes it and results.json, `interrupted` what there is of them.
 
     full: the reports' own sizes, else a selection that says what it left out (`cut`). as_published: show the
     published behaviour, mistakes included, beside the right one. data: a folder of the user's own files.
@@ -124,7 +125,14 @@ class Run:
         """The figure as NAME.png, below 200 kB."""
         self.report.picture(name, figure, caption)
 
-    def finish(self, title: str) -> dict[str, Any]:
+    def interrupted(self, title: str) -> None:
+        """Write what there is of the report, unless the folder has a whole one from before."""
+        results = self.out / RESULTS
+        if results.exists() and not json.loads(results.read_text(encoding="utf-8"))["interrupted"]:
+            return
+        self.finish(title, interrupted=True)
+
+    def finish(self, title: str, interrupted: bool = False) -> dict[str, Any]:
         """Write report.md and results.json; -> the facts that both open with."""
         total = sum(self.seconds.values())
         facts = {
@@ -138,12 +146,18 @@ class Run:
             "machine": machine(),
             "seconds": {**self.seconds, "total": total},
             "cuts": self.cuts,
+            "interrupted": interrupted,
         }
         spent = ", ".join(f"{kind} {seconds:.0f} s" for kind, seconds in self.seconds.items())
         opening = [
             f"`diffusion-fast reproduce {self.system} --{self.size}{' --as-published' * self.as_published} "
             f"--seed {self.seed}`, version {__version__}, {facts['date']}, on {facts['machine']}: {spent}.",
         ]
+        if interrupted:
+            opening += [
+                "",
+                "**Interrupted: tables that are missing here were not reached; `--resume` goes on.**",
+            ]
         if self.cuts:
             opening += ["", "What this size leaves out, which `--full` has:", ""]
             opening += [f"* {what}" for what in self.cuts]
@@ -162,17 +176,13 @@ def machine() -> str:
 
 
 def expected_seconds(reference: float) -> float:
-    """What took `reference` seconds where it was measured, on this machine: by a short training loop."""
-    model = nn.Sequential(nn.Linear(2, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2))
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    x = torch.zeros(128, 2)
+    """What took `reference` seconds where it was measured, on this machine and torch's number of threads: by
+    a short training."""
+    network = nn.Sequential(nn.Linear(3, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 3))
+    trainer, x = FusedTrainer(network), torch.zeros(CALIBRATION_STEPS * 1024, 3)
     seconds = []
-    with torch_threads(1):
-        for _ in range(3):  # the first one also loads code
-            began = time.perf_counter()
-            for _ in range(CALIBRATION_STEPS):
-                optimizer.zero_grad()
-                model(x).square().mean().backward()
-                optimizer.step()
-            seconds.append(time.perf_counter() - began)
+    for _ in range(3):
+        began = time.perf_counter()
+        trainer.run(x, x, batch_size=1024, lr=1e-3)
+        seconds.append(time.perf_counter() - began)
     return reference * min(seconds) / REFERENCE_SECONDS

@@ -28,6 +28,7 @@ from diffusion_fast.training import train
 N_ROWS, TOKENS, WIDTH = 32_561, 16, 4
 DIM = TOKENS * WIDTH
 FILE, PRIOR_FILE = "albatross.npy", "albatross_prior_samples.npy"
+FILES = {FILE: (TOKENS, WIDTH), PRIOR_FILE: (DIM,)}  # of a row
 N_STEPS, BETAS = 100, (0.001, 0.02)
 TAU = 1.0
 
@@ -51,9 +52,15 @@ def experiment(run: Run) -> None:
 
 def latents(folder: Path | None) -> tuple[np.ndarray, str]:
     """(n, 64) float32 rows and what they are."""
-    if folder is not None and (folder / FILE).is_file():
-        return load(folder / FILE, (TOKENS, WIDTH)), FILE
-    return stand_in(N_ROWS), "the stand-in"
+    own = own_rows(folder, FILE)
+    return (stand_in(N_ROWS), "the stand-in") if own is None else (own, FILE)
+
+
+def own_rows(folder: Path | None, file: str) -> np.ndarray | None:
+    """(n, 64) float32 rows of a file of the user's, where there is one."""
+    if folder is None or not (folder / file).is_file():
+        return None
+    return load(folder / file, FILES[file])
 
 
 def load(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -91,8 +98,9 @@ def stand_in(n: int, seed: int = 0) -> np.ndarray:
 
 def prior(run: Run, n: int) -> tuple[Tensor, str]:
     """(n, 64) rows from which the chains start, and where they are from."""
-    if run.data is not None and (run.data / PRIOR_FILE).is_file():
-        return torch.from_numpy(load(run.data / PRIOR_FILE, (DIM,))[:n]), PRIOR_FILE
+    own = own_rows(run.data, PRIOR_FILE)
+    if own is not None:
+        return torch.from_numpy(own[:n]), PRIOR_FILE
     return noise.normal(n, DIM, seed=run.seed, step=0, purpose="initial"), "the package's own noise stream"
 
 
