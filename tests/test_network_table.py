@@ -10,7 +10,7 @@ import pytest
 import torch
 from nets import random_plan, with_rows
 from samplers import assert_close_as_torch
-from test_chain import ISAS, address, same_bits
+from test_chain import FAST_ISAS, ISAS, address, run, same_bits
 
 from diffusion_fast import _cpu, network_table, reference
 from diffusion_fast.network_table import NetworkTable
@@ -26,6 +26,8 @@ PLANS: dict[str, Plan] = {
     "plane": random_plan(3, 2, (24, 17), activation="silu", full=False),
     "plane, every term": random_plan(4, 2, (16,), activation="tanh"),
     "plane, guided": random_plan(5, 2, (12, 12), activation="silu", n_classes=4, branches=2, full=False),
+    # so wide that the network runs on tiles of fewer samples, on every instruction set that has these
+    "plane, wide": random_plan(6, 2, (350, 350), activation="tanh", full=False, n_rows=3),
 }
 
 
@@ -208,11 +210,12 @@ def test_blocks_and_threads() -> None:
 
 def test_nothing_but_the_network_beside_the_grids(tables: dict[str, NetworkTable]) -> None:
     """With no sample on a grid, the samples of float32 to the bit."""
-    for name in ("line, classes", "plane, guided"):
-        plan, n = PLANS[name], 100
+    for name in ("line, classes", "plane, guided", "plane, wide"):
+        plan = PLANS[name]
         away = replace(tables[name], shift=tables[name].shift + np.float32(1e6))
-        y = labels_for(plan, n)
-        assert same_bits(draw(plan, away, n, labels=y), draw(plan, None, n, labels=y))
+        for n in (8, 17, 24, 100):
+            y = labels_for(plan, n)
+            assert same_bits(draw(plan, away, n, labels=y), draw(plan, None, n, labels=y)), (name, n)
 
 
 # ---- how a table is made
@@ -239,25 +242,35 @@ def test_the_error_is_what_it_says(name: str, tables: dict[str, NetworkTable]) -
 
 def network(plan: Plan, row: int, x: torch.Tensor, label: int) -> torch.Tensor:
     """The row's guided output by the reference: x <- F alone."""
+    labels = label if plan.n_classes else None
+    return reference.run(output_alone(plan, row), len(x), x_T=x, labels=labels, dtype=torch.float64)
+
+
+def output_alone(plan: Plan, row: int) -> Plan:
+    """The chain of that row with x <- F."""
     chosen = plan.rows[row : row + 1].copy()
     for name in ("p_x", "p_F", "a", "b", "c1", "c2", "c3", "s"):
         chosen[name] = 0
     chosen["e"], chosen["clip"] = 1, np.inf
-    one = replace(plan, rows=chosen, terms=terms_of(chosen))
-    labels = label if plan.n_classes else None
-    return reference.run(one, len(x), x_T=x, labels=labels, dtype=torch.float64)
+    return replace(plan, rows=chosen, terms=terms_of(chosen))
 
 
-def test_the_networks_own_points_are_the_chains() -> None:
+@pytest.mark.parametrize("name", ["line, classes", "plane, guided", "plane, wide"])
+def test_the_networks_own_points_are_the_chains(name: str) -> None:
     """Program.network is what a row sees, guided, to the bit of a chain of that row."""
-    plan = PLANS["plane, guided"]
-    x = np.random.default_rng(0).standard_normal((2, 70, 2), np.float32)
-    rows = np.array([1, 4], np.int32)
-    out = np.empty_like(x)
-    _cpu.Program(plan.to_bytes()).network(rows, address(x), address(out), 70, 2, 2)
-    for i, row in enumerate(rows.tolist()):
-        exact = network(plan, row, torch.from_numpy(x[i]), 2)
-        assert np.abs(out[i] - exact.numpy()).max() < 1e-5
+    plan, rows = PLANS[name], np.array([0, 2], np.int32)
+    label = 2 if plan.n_classes else 0
+    for isa in FAST_ISAS:
+        program = _cpu.Program(plan.to_bytes(), isa)
+        for n, threads in ((1, 1), (7, 2), (24, 1), (70, 2), (4000, 3)):
+            x = np.random.default_rng(n).standard_normal((2, n, plan.dim), np.float32)
+            out = np.empty_like(x)
+            program.network(rows, address(x), address(out), n, label, threads)
+            for i, row in enumerate(rows.tolist()):
+                chain = run(
+                    output_alone(plan, row), n, isa=isa, x_T=x[i], labels=label if plan.n_classes else None
+                )
+                assert same_bits(out[i], chain), (isa, n, row)
 
 
 def test_kinks() -> None:

@@ -178,10 +178,12 @@ static bool run_rows(Path&& path) {
 
 // ---- which path
 
+// The most samples that a tile of the program has.
+static int tile_samples(const ProgramView& p) { return (p.wide ? Wide::kVectors : Usual::kVectors) * W; }
+
 static int64_t tile_scratch_floats(const ChainArgs& a) {
     Workspace w;
-    const int vectors = a.program.wide ? Wide::kVectors : Usual::kVectors;
-    const int64_t tile = w.layout(a, nullptr, vectors * W), row = w.layout(a, nullptr, 1);
+    const int64_t tile = w.layout(a, nullptr, tile_samples(a.program)), row = w.layout(a, nullptr, 1);
     return (tile > row ? tile : row) + 4 * W;
 }
 
@@ -203,25 +205,30 @@ static bool rows_are_faster(const ProgramView& p, int count) {
     return 5 * count * row < 4 * tile;
 }
 
-template <class Shape, class Run>
+// run(path) for samples that fit into a tile of the shape, on the narrowest that holds them.
+template <class Shape, int V = 1, class Run>
 static bool on_tile(const ChainArgs& a, float* scratch, int64_t first, int count, Run run) {
-    constexpr int R = Shape::kBlock;
-    if (count <= W) return run(TilePath<R, 1>(a, scratch, first, count));
-    if (count <= 2 * W) return run(TilePath<R, 2>(a, scratch, first, count));
-    if constexpr (Shape::kVectors == 3) return run(TilePath<R, 3>(a, scratch, first, count));
-    return false;
+    if constexpr (V < Shape::kVectors)
+        if (count > V * W) return on_tile<Shape, V + 1>(a, scratch, first, count, run);
+    return run(TilePath<Shape::kBlock, V>(a, scratch, first, count));
 }
 
-// run(path) for the samples of a tile together, or one by one while it is true.
+// run(path) for the samples tile by tile, or one by one where that is faster, while it is true.
 template <class Run>
 static bool on_path(const ChainArgs& a, float* scratch, int64_t first, int count, Run run) {
-    if (count < W && rows_are_faster(a.program, count)) {
-        for (int i = 0; i < count; ++i)
-            if (!run(RowPath(a, scratch, first + i))) return false;
-        return true;
+    const int tile = tile_samples(a.program);
+    for (; count > 0; first += tile, count -= tile) {
+        if (count < W && rows_are_faster(a.program, count)) {
+            for (int i = 0; i < count; ++i)
+                if (!run(RowPath(a, scratch, first + i))) return false;
+            return true;
+        }
+        const int m = count < tile ? count : tile;
+        if (!(a.program.wide ? on_tile<Wide>(a, scratch, first, m, run)
+                             : on_tile<Usual>(a, scratch, first, m, run)))
+            return false;
     }
-    if (a.program.wide) return on_tile<Wide>(a, scratch, first, count, run);
-    return on_tile<Usual>(a, scratch, first, count, run);
+    return true;
 }
 
 static bool chain(const ChainArgs& a, float* scratch, int64_t first, int count) {

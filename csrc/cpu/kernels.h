@@ -118,7 +118,7 @@ struct Kernels {
     // The whole chain for samples [first, first + count), count <= the tile's or the block's; false if
     // stopped.
     bool (*chain)(const ChainArgs&, float* scratch, int64_t first, int count);
-    // The network of a row at points [first, first + count) of x_T, count <= the tile's: guided F to out.
+    // The network of a row at points [first, first + count) of x_T: guided F to out.
     void (*network)(const ChainArgs&, float* scratch, int row, int64_t first, int count);
     int (*lookup)(const LookupArgs&);  // returns how many are outside; S: whole vectors
     // Elements [quad_begin, quad_end) of the step, in quads of four elements of one sample.

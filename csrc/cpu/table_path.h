@@ -6,13 +6,14 @@
 
 namespace df::DF_ISA {
 
-// The network of a row at given points, on the tile or the few-sample path (chain.h); out: (count, dim)
+// The network of a row at given points, on tiles or the few-sample path (chain.h); out: (count, dim)
 static void network_at(const ChainArgs& a, float* scratch, int row, int64_t first, int count);
 static int64_t tile_scratch_floats(const ChainArgs& a);
 
 struct TablePath {
-    static constexpr int kVectors = Usual::kVectors;     // side by side, for the noise
-    static constexpr int kPoints = Usual::kVectors * W;  // samples outside that the network takes at a time
+    static constexpr int kVectors = Usual::kVectors;  // side by side, for the noise
+    // Samples outside that the network takes at a time: whole tiles of either shape.
+    static constexpr int kPoints = Usual::kVectors * Wide::kVectors * W;
     const ChainArgs& a;
     const int64_t first;  // sample of lane 0, relative to start
     const int count;      // lanes in use
@@ -28,7 +29,7 @@ struct TablePath {
         for (int l = 0; labels && l < S; ++l) labels[l] = a.labels[first + (l < count ? l : 0)];
     }
 
-    static int whole(int samples) { return (samples + kPoints - 1) / kPoints * kPoints; }
+    static int whole(int samples) { return (samples + kVectors * W - 1) / (kVectors * W) * kVectors * W; }
 
     // Lays the memory out from `base`; with base null it only counts. Returns the floats needed.
     int64_t layout(float* base) {
@@ -64,7 +65,7 @@ struct TablePath {
     }
 
     void normals(uint32_t word, float* z) const {
-        for (int l = 0; l < S; l += kPoints)
+        for (int l = 0; l < S; l += kVectors * W)
             tile_normals<kVectors>(keys, a.start + uint64_t(first + l), word, a.program.dim, z + l, S);
     }
 
