@@ -125,9 +125,14 @@ void fit_grids(const Contiguous<int32_t>& cells, uintptr_t nodes, uintptr_t valu
         to *= dim == 1 ? cells.data()[j] : cells.data()[j] + 3;
     }
     const int32_t* sizes = cells.data();
-    const py::gil_scoped_release release;
-    for (int64_t i = 0; i < count; ++i)
-        fit(dim, sizes, pointer<const float>(nodes) + i * from, pointer<float>(values) + i * to);
+    PythonPoll poll{py::none(), nullptr};
+    {
+        const py::gil_scoped_release release;
+        for (int64_t i = 0; i < count && !poll.error; ++i)
+            fit(dim, sizes, pointer<const float>(nodes) + i * from, pointer<float>(values) + i * to,
+                [&poll] { return poll.check(0); });
+    }
+    if (poll.error) std::rethrow_exception(poll.error);
 }
 
 // The guided network of each of `rows` at k points of its own, x (rows, k, dim) to out; one label for all.
@@ -146,12 +151,17 @@ void network(const Program& program, const Contiguous<int32_t>& rows, uintptr_t 
         require(row >= 0 && row < view.n_rows && (view.rows[row].flags & kEval),
                 "rows: one is not evaluated");
     }
-    const py::gil_scoped_release release;
-    for (py::ssize_t i = 0; i < rows.size() && k > 0; ++i) {
-        args.x_T = pointer<const float>(x) + i * k * view.dim;
-        args.out = pointer<float>(out) + i * k * view.dim;
-        run_network(program, args, rows.data()[i], threads);
+    PythonPoll poll{py::none(), nullptr};
+    {
+        const py::gil_scoped_release release;
+        for (py::ssize_t i = 0; i < rows.size() && poll.check(0); ++i) {
+            args.x_T = pointer<const float>(x) + i * k * view.dim;
+            args.out = pointer<float>(out) + i * k * view.dim;
+            run_network(program, args, rows.data()[i], threads, {&PythonPoll::poll, &poll});
+            if (poll.error) break;
+        }
     }
+    if (poll.error) std::rethrow_exception(poll.error);
 }
 
 // The tables of `grids` at k points each, x (grids, k, dim) to out; NaN beside the grid. One label for all.
@@ -220,6 +230,7 @@ PYBIND11_MODULE(_cpu, m) {
         .def(py::init(&make_tables), py::arg("dim"), py::arg("n_classes"), py::arg("of_row"),
              py::arg("scale"), py::arg("shift"), py::arg("cells"), py::arg("values").noconvert(),
              py::keep_alive<1, 8>())
+        .def_property_readonly("block", [](const Tables& t) { return t.view().block; })
         .def("lookup", &lookup, py::arg("grids"), py::arg("x"), py::arg("out"), py::arg("k"),
              py::arg("label") = 0, py::arg("isa") = "");
     m.attr("FIT_MARGIN") = kFitMargin;

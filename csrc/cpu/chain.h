@@ -172,6 +172,7 @@ static bool run_rows(Path&& path) {
         if (a.fixed_mask && i + 1 == p.n_rows) fix(path, 1.0f, 0.0f);
         if (a.trajectory) path.write(w.x, a.trajectory + (i + 1) * state);
     }
+    if (!a.keep_going(a.watcher)) return false;  // within the last row
     path.write(w.x, a.out);
     return true;
 }
@@ -236,9 +237,10 @@ static bool chain(const ChainArgs& a, float* scratch, int64_t first, int count) 
     return on_path(a, scratch, first, count, [](auto&& path) { return run_rows(path); });
 }
 
-static void network_at(const ChainArgs& a, float* scratch, int row, int64_t first, int count) {
+static bool network_at(const ChainArgs& a, float* scratch, int row, int64_t first, int count) {
     const ProgramView& p = a.program;
-    on_path(a, scratch, first, count, [&](auto&& path) {
+    return on_path(a, scratch, first, count, [&](auto&& path) {
+        if (!a.keep_going(a.watcher)) return false;
         path.read(a.x_T, p.dim, p.dim, path.w.x);
         prologue(path);
         path.write(evaluate(path, p.rows[row]), a.out);

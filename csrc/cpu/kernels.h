@@ -84,7 +84,7 @@ struct ChainArgs {
     bool fixed_clean;
     int64_t n;
     uint64_t start, seed;
-    // Called before every step of every tile; false stops the chain.
+    // Called before every step of every tile; false, and false from then on, stops the chain.
     bool (*keep_going)(void*);
     void* watcher;
 };
@@ -118,8 +118,8 @@ struct Kernels {
     // The whole chain for samples [first, first + count), count <= the tile's or the block's; false if
     // stopped.
     bool (*chain)(const ChainArgs&, float* scratch, int64_t first, int count);
-    // The network of a row at points [first, first + count) of x_T: guided F to out.
-    void (*network)(const ChainArgs&, float* scratch, int row, int64_t first, int count);
+    // The network of a row at points [first, first + count) of x_T: guided F to out; false if stopped.
+    bool (*network)(const ChainArgs&, float* scratch, int row, int64_t first, int count);
     int (*lookup)(const LookupArgs&);  // returns how many are outside; S: whole vectors
     // Elements [quad_begin, quad_end) of the step, in quads of four elements of one sample.
     void (*step)(const StepArgs&, int64_t quad_begin, int64_t quad_end);

@@ -62,7 +62,7 @@ void parallel(int threads, Work work, Idle idle) {
     for (std::thread& t : others) t.join();
 }
 
-// State shared by the threads of one chain call.
+// State shared by the threads of one call.
 struct Chain {
     ChainArgs args;
     Poll poll;
@@ -112,18 +112,27 @@ struct Worker {
     }
 };
 
-void work_on_tiles(Chain& chain, Worker& worker, const Kernels& kernels, float* scratch) {
-    ChainArgs args = chain.args;
-    args.keep_going = &Worker::keep_going;
-    args.watcher = &worker;
-    for (;;) {
-        const int64_t first = chain.next.fetch_add(chain.tile);
-        if (first >= args.n) return;
-        const int count = int(std::min<int64_t>(chain.tile, args.n - first));
-        if (!kernels.chain(args, scratch, first, count)) return;
-        chain.note_bad_rows(first, count);
-        chain.done += count;
-    }
+// run(args, scratch, first, count) for all samples, a tile at a time, until it is false. work: the most
+// multiply-adds from one keep_going to the next.
+template <class Run>
+void over_tiles(Chain& chain, const Kernels& kernels, int threads, int64_t work, Run run) {
+    const int64_t floats = kernels.scratch_floats(chain.args) + 16;
+    std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);
+    const auto work_on = [&](int i) {
+        const auto base = (reinterpret_cast<uintptr_t>(scratch.get() + floats * i) + 63) / 64 * 64;
+        Worker worker{chain, i == 0, work > 1000000 ? 0u : 15u};
+        ChainArgs args = chain.args;
+        args.keep_going = &Worker::keep_going;
+        args.watcher = &worker;
+        for (;;) {
+            const int64_t first = chain.next.fetch_add(chain.tile);
+            if (first >= args.n) return;
+            const int count = int(std::min<int64_t>(chain.tile, args.n - first));
+            if (!run(args, reinterpret_cast<float*>(base), first, count)) return;
+            chain.done += count;
+        }
+    };
+    parallel(threads, work_on, [&chain] { chain.serve(); });
 }
 
 // Samples per tile: full tiles for long calls, smaller equal ones when there are too few to go round.
@@ -158,33 +167,32 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
     chain.report.first_bad.reserve(9);  // so that noting bad rows never allocates
     const int samples = args.tables ? args.tables->block : program.tile().samples;
     chain.tile = tile_size(kernels.lanes, samples, args.n, threads);
-    const int64_t floats = kernels.scratch_floats(args) + 16;
-    std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);
-    const auto work_on = [&](int i) {
-        const auto base = reinterpret_cast<uintptr_t>(scratch.get() + floats * i);
-        Worker worker{chain, i == 0, work * chain.tile > 1000000 ? 0u : 15u};
-        work_on_tiles(chain, worker, kernels, reinterpret_cast<float*>((base + 63) / 64 * 64));
-    };
-    parallel(threads, work_on, [&chain] { chain.serve(); });
+    // with tables a block of look-ups, or a tile of the samples beside the grids
+    const int64_t longest = std::max(work * chain.tile, program.work_per_step() * program.tile().samples);
+    over_tiles(chain, kernels, threads, longest, [&](const ChainArgs& a, float* s, int64_t first, int count) {
+        if (!kernels.chain(a, s, first, count)) return false;
+        chain.note_bad_rows(first, count);
+        return true;
+    });
     return chain.report;
 }
 
-void run_network(const Program& program, ChainArgs args, int row, int threads) {
+void run_network(const Program& program, ChainArgs args, int row, int threads, Poll poll) {
+    if (args.n == 0) return;
     args.program = program.view();
-    args.tables = nullptr;
     const Kernels& kernels = program.kernels();
-    const int64_t tile = program.tile().samples, tiles = (args.n + tile - 1) / tile;
-    threads = useful_threads(threads, double(program.work_per_step()) * double(args.n));
-    threads = int(std::min<int64_t>(threads, tiles));
-    const int64_t floats = kernels.scratch_floats(args) + 16;
-    std::unique_ptr<float[]> scratch(new float[size_t(floats) * size_t(threads)]);
-    const auto work_on = [&](int i) {
-        const auto base = (reinterpret_cast<uintptr_t>(scratch.get() + floats * i) + 63) / 64 * 64;
-        for (int64_t t = tiles * i / threads; t < tiles * (i + 1) / threads; ++t)
-            kernels.network(args, reinterpret_cast<float*>(base), row, t * tile,
-                            int(std::min(tile, args.n - t * tile)));
-    };
-    parallel(threads, work_on, [] {});
+    const int64_t work = program.work_per_step();
+    threads = useful_threads(threads, double(work) * double(args.n));
+    threads = int(std::min<int64_t>(threads, (args.n + kernels.lanes - 1) / kernels.lanes));
+
+    Chain chain{};
+    chain.args = args;
+    chain.poll = poll;
+    chain.tile = tile_size(kernels.lanes, program.tile().samples, args.n, threads);
+    over_tiles(chain, kernels, threads, work * chain.tile,
+               [&](const ChainArgs& a, float* s, int64_t first, int count) {
+                   return kernels.network(a, s, row, first, count);
+               });
 }
 
 namespace {

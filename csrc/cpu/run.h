@@ -21,7 +21,7 @@ struct ChainReport {
 ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll poll);
 
 // The network's guided output of `row` at args.n points x_T (n, dim), to args.out (n, dim).
-void run_network(const Program& program, ChainArgs args, int row, int threads);
+void run_network(const Program& program, ChainArgs args, int row, int threads, Poll poll);
 
 void run_step(const Kernels& kernels, StepArgs args, int threads);
 void run_noise(const Kernels& kernels, const NoiseArgs& args, int threads);

@@ -6,8 +6,9 @@
 
 namespace df::DF_ISA {
 
-// The network of a row at given points, on tiles or the few-sample path (chain.h); out: (count, dim)
-static void network_at(const ChainArgs& a, float* scratch, int row, int64_t first, int count);
+// The network of a row at given points, on tiles or the few-sample path (chain.h); out: (count, dim). False
+// if stopped.
+static bool network_at(const ChainArgs& a, float* scratch, int row, int64_t first, int count);
 static int64_t tile_scratch_floats(const ChainArgs& a);
 
 struct TablePath {
@@ -34,7 +35,7 @@ struct TablePath {
     // Lays the memory out from `base`; with base null it only counts. Returns the floats needed.
     int64_t layout(float* base) {
         ChainArgs state = a;
-        state.program.n_slots = state.program.n_ops = 0;
+        state.program.n_slots = state.program.n_ops = 0;  // the network's own memory is that of a tile, below
         int64_t used = w.layout(state, base, S);
         const auto take = [&](int64_t floats) {
             float* at = base ? base + used : nullptr;
@@ -74,7 +75,8 @@ struct TablePath {
         for (int v = 0; v < S; v += W) each(LaneGroup{a.program.dim, S}, v);
     }
 
-    // F of the samples outside of the grid, by the network itself.
+    // F of the samples outside of the grid, by the network itself; nothing where that is stopped, as run_rows
+    // then is before it writes a sample.
     void evaluate_outside(int row, int n, float* F) {
         const int dim = a.program.dim;
         alignas(64) int32_t point_labels[kPoints];
@@ -89,7 +91,7 @@ struct TablePath {
                 for (int j = 0; j < dim; ++j) points[i * dim + j] = w.x[j * S + l];
                 if (labels) point_labels[i] = labels[l];
             }
-            network_at(exact, scratch, row, 0, m);
+            if (!network_at(exact, scratch, row, 0, m)) return;
             for (int i = 0; i < m; ++i)
                 for (int j = 0; j < dim; ++j) F[j * S + outside[at + i]] = outputs[i * dim + j];
         }

@@ -14,8 +14,9 @@ void require(bool ok, const char* what) {
 
 constexpr int32_t kMaxCells = 1 << 20;
 
-// Samples of a block: their state is 40 to 70 bytes each.
-constexpr int64_t kBytesPerSample = 8, kSmallestBlock = 1 << 13, kLargestBlock = 1 << 16;
+// Samples of a block, whole tiles of every instruction set: their state is 40 to 70 bytes each.
+constexpr int64_t kBytesPerSample = 8, kTiles = 144, kSmallestBlock = 57 * kTiles,
+                  kLargestBlock = 455 * kTiles;
 
 // Coefficients of splines from function values, in place, along an axis of n nodes `stride` apart, for
 // `count` functions side by side: c[k-1] + 4 c[k] + c[k+1] = 6 f[k] (de Boor 1978), by Thomas' elimination.
@@ -42,10 +43,16 @@ void solve(double* f, int n, int64_t stride, int64_t count) {
 
 }  // namespace
 
-void fit(int dim, const int32_t* cells, const float* nodes, float* values) {
+void fit(int dim, const int32_t* cells, const float* nodes, float* values,
+         const std::function<bool()>& keep_going) {
     const int n0 = cells[0] + 1 + 2 * kFitMargin, n1 = dim == 1 ? 1 : cells[1] + 1 + 2 * kFitMargin;
     std::vector<double> c(nodes, nodes + int64_t(n0) * n1 * dim);
-    for (int row = 0; row < n1; ++row) solve(c.data() + int64_t(row) * n0 * dim, n0, dim, dim);
+    // Once in so many rows of the grid, and columns: 2^20 nodes take some 30 ms.
+    const int rows = std::max(1, (1 << 20) / n0), columns = std::max(1, (1 << 20) / n1);
+    for (int row = 0; row < n1; ++row) {
+        if (row % rows == 0 && !keep_going()) return;
+        solve(c.data() + int64_t(row) * n0 * dim, n0, dim, dim);
+    }
     if (dim == 1) {
         for (int cell = 0; cell < cells[0]; ++cell, values += 4) {
             const double* b = c.data() + cell + kFitMargin - 1;
@@ -56,8 +63,12 @@ void fit(int dim, const int32_t* cells, const float* nodes, float* values) {
         }
         return;
     }
-    solve(c.data(), n1, int64_t(n0) * 2, int64_t(n0) * 2);
+    for (int column = 0; column < n0; column += columns) {
+        if (!keep_going()) return;
+        solve(c.data() + 2 * column, n1, int64_t(n0) * 2, 2 * std::min(columns, n0 - column));
+    }
     for (int row = 0; row < cells[1] + 3; ++row) {
+        if (row % rows == 0 && !keep_going()) return;
         const double* from = c.data() + (int64_t(row + kFitMargin - 1) * n0 + kFitMargin - 1) * 2;
         for (int i = 0; i < (cells[0] + 3) * 2; ++i)
             *values++ = float(from[i] / 36.0);  // lookup.h takes the splines six times, along each axis
@@ -93,7 +104,8 @@ Tables::Tables(int dim, int n_classes, std::vector<int32_t> of_row, const float*
         require(grid >= -1 && grid < n_grids, "of_row: names a grid that does not exist");
     // A block reads each row's table once from memory: where it is large, more samples share that.
     const int64_t bytes = n_grids ? used / n_grids * int64_t(sizeof(float)) : 0;
-    block_ = int(std::clamp<int64_t>(bytes / kBytesPerSample, kSmallestBlock, kLargestBlock));
+    block_ =
+        int(std::clamp<int64_t>(bytes / kBytesPerSample / kTiles * kTiles, kSmallestBlock, kLargestBlock));
 }
 
 }  // namespace df::cpu

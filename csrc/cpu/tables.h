@@ -1,5 +1,6 @@
 // The tables of a plan's rows, checked: which grid a row has, and where its values lie.
 #pragma once
+#include <functional>
 #include <vector>
 
 #include "kernels.h"
@@ -13,7 +14,9 @@ constexpr int kFitMargin = 4;
 // The values of one grid of one class, as Tables takes them, from the function at the nodes (axis 1, axis 0,
 // output). Interpolating cubic splines: in a smooth function their error, h^4 / 384 times the fourth
 // derivative in the middle of a cell, is a ninth of that of the cubic through the four nodes around it.
-void fit(int dim, const int32_t* cells, const float* nodes, float* values);
+// keep_going is called at least once for 2^20 nodes; after false the values are nothing.
+void fit(int dim, const int32_t* cells, const float* nodes, float* values,
+         const std::function<bool()>& keep_going);
 
 class Tables {
   public:
