@@ -242,28 +242,13 @@ def test_auto_knows_how_many_samples_there_are_to_come(bench: Path, tmp_path: Pa
     """Few do not pay for a table; a job with a range of its own does not choose by its share."""
     train = ["train", "--data", "kinds.csv", "--hidden", "32,32", "--n-steps", 20, "--epochs", 1]
     done(bench, *train, "--out", tmp_path / "a.safetensors")
-    command = [
-        "sample",
-        tmp_path / "a.safetensors",
-        "--precision",
-        "auto",
-        "--tolerance",
-        0.5,
-        "--num-samples",
-    ]
-    few = json_of(bench, *command, 20, "--out", tmp_path / "a.npy")
-    part = json_of(bench, *command, 20, "--index-range", "0:20", "--out", tmp_path / "b.npy")
+    net = tmp_path / "a.safetensors"
+    command = ["sample", net, "--precision", "auto", "--tolerance", 0.5, "--num-samples", 20]
+    few = json_of(bench, *command, "--out", tmp_path / "a.npy")
+    part = json_of(bench, *command, "--index-range", "0:20", "--out", tmp_path / "b.npy")
     assert few["precision"] == "float32" and part["precision"].startswith("table, tolerance 0.5")
-    for name in "ab":
-        again = [
-            "verify",
-            tmp_path / f"{name}.npy",
-            "--redraw",
-            0,
-            "--checkpoint",
-            tmp_path / "a.safetensors",
-        ]
-        assert json_of(bench, *again)["good"]
+    for name in ("a.npy", "b.npy"):
+        assert json_of(bench, "verify", tmp_path / name, "--redraw", 0, "--checkpoint", net)["good"]
 
 
 def test_a_quality_on_a_gpu_is_in_float32() -> None:
