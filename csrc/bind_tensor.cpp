@@ -88,6 +88,9 @@ py::object fingerprint(const py::list& stores, const py::list& children) {
         hash = (hash ^ hash >> 33) * 0xc4ceb9fe1a85ec53;
     };
     PyObject *key, *value;
+    for (const py::list& dicts : {stores, children})
+        for (const py::handle dict : dicts)
+            if (!PyDict_Check(dict.ptr())) throw py::type_error("fingerprint: takes lists of dicts");
     for (const py::handle store : stores)
         for (Py_ssize_t at = 0; PyDict_Next(store.ptr(), &at, &key, &value);) {
             dlpack::Tensor view;

@@ -81,9 +81,7 @@ def tier_of(plan: Plan, want: Asked, threads: int) -> Tier:
     if want.precision == "float32":
         return Tier("float32")
     if want.precision == "bfloat16":
-        if not _cpu.has_bfloat16():
-            accepted = "'float32', 'table' or 'auto' on this processor, which has no AVX-512 BF16"
-            raise _checks.bad_value("precision", "bfloat16", accepted)
+        _check_bfloat16()
         return _low(plan, 1.0) or Tier("float32", notes=(f"bfloat16: float32, for {NARROW}",))
     if want.precision == "table":
         problem = _no_table(plan)
@@ -91,6 +89,20 @@ def tier_of(plan: Plan, want: Asked, threads: int) -> Tier:
             raise _checks.bad_value("precision", "table", f"'float32' or 'auto', for {problem}")
         return _tabulated(plan, want.tolerance, threads)
     return _chosen(plan, want, threads)
+
+
+def without_plan(precision: str, on_cpu: bool) -> Tier:
+    """The tier where torch runs the module. Raises ValueError as `tier_of`."""
+    if precision == "bfloat16" and on_cpu:
+        _check_bfloat16()
+    notes = () if precision == "float32" else (f"{precision}: float32, for torch runs the module",)
+    return Tier("float32", notes=notes)
+
+
+def _check_bfloat16() -> None:
+    if not _cpu.has_bfloat16():
+        accepted = "'float32', 'table' or 'auto' on this processor, which has no AVX-512 BF16"
+        raise _checks.bad_value("precision", "bfloat16", accepted)
 
 
 NARROW = "no layer has 32 inputs and outputs"
@@ -146,7 +158,9 @@ def _candidates(plan: Plan, want: Asked, threads: int, notes: list[str]) -> Iter
             notes.append(f"auto: no table ({error})")
             break
     few = want.expected_samples is not None and want.expected_samples < PILOTS * PILOT
-    for share in LOW_SHARES if _cpu.has_bfloat16() and not few else ():
+    if plan.n_context or few or not _cpu.has_bfloat16():  # a pilot has no context to draw with
+        return
+    for share in LOW_SHARES:
         if low := _low(plan, share):
             yield low
 

@@ -137,8 +137,10 @@ class Sampler:
             self._capture(place, required=backend == "native" or precision == "table")
         if self.plan is None:
             sampler_checks.check_place(place, self.device, "".join(f" ({note})" for note in self._notes[:1]))
-        self.tier = tiers.Tier("float32" if precision == "auto" else precision)
-        if self.plan is not None and self.device is _tensors.CPU:
+        self.tier = tiers.Tier(precision)
+        if self.plan is None:
+            self.tier = tiers.without_plan(precision, self.device is _tensors.CPU)
+        elif self.device is _tensors.CPU:
             self.tier = tiers.tier_of(self.plan, asked_precision, resolve_threads(None))
         self._drawing = self._make_drawing()
         self._weights = Weights(model)

@@ -139,7 +139,7 @@ def ranks(folder: Path) -> dict[str, Any]:
     return result | {"files": names(folder)}
 
 
-SILENT, START = 1.0, 1.0  # seconds, in place of half a minute and five
+SILENT, START = 0.5, 1.0  # seconds, in place of half a minute and five
 
 
 def fail(how: str) -> None:

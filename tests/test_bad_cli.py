@@ -44,6 +44,8 @@ CASES = [
     Case("sample --quality", "unknown", f"{SAMPLE} --quality good", "'good'", "fast, balanced, exact"),
     Case("sample --quality", "with a solver", f"{SAMPLE} --quality fast --solver ddim", "'ddim'",
          "nothing with --quality", "--solver"),
+    Case("sample --spacing", "with langevin", f"{SAMPLE} --solver langevin --spacing karras", "'karras'",
+         "nothing with --solver langevin", "--spacing"),
     Case("sample --spacing", "unknown", f"{SAMPLE} --spacing even", "'even'", "leading, trailing"),
     Case("sample --out", "not given", "sample helix.safetensors", "not given", r"\.npy", "--out"),
     Case("sample --out", "exists", "sample helix.safetensors --out data.npy", "'data.npy', which exists",

@@ -85,6 +85,17 @@ def test_any_split_threads_and_stand_in(name: str) -> None:
             assert same_bits(np.vstack(parts), whole), (isa, size)
 
 
+@pytest.mark.skipif(not _cpu.has_bfloat16(), reason="this processor has no AVX-512 BF16")
+@pytest.mark.parametrize("name", PLANS)
+def test_the_stand_in_is_the_instruction(name: str) -> None:
+    plan, n = PLANS[name], 100
+    y = labels_of(plan, n)
+    both = [
+        run(program(plan, isa=isa), n, seed=7, labels=y, dim=plan.dim) for isa in ("avx512_bf16", "avx512")
+    ]
+    assert same_bits(*both)
+
+
 def test_the_last_rows_in_float32() -> None:
     plan, n = PLANS["one wide layer"], 64
     rows = len(plan.rows)
@@ -126,6 +137,8 @@ def test_without_the_instruction_it_is_refused() -> None:
     with pytest.raises(ValueError, match="low_rows"):
         _cpu.Program(PLANS["narrow"].to_bytes(), low_rows=1)
     assert "bfloat16" not in make(precision="auto", tolerance=0.5).explain()
+    with pytest.raises(ValueError, match=r"precision: got 'bfloat16'.*BF16"):
+        df.Sampler(Sorting(), SCHEDULE, shape=3, precision="bfloat16")
 
 
 def test_a_sampler(able: None) -> None:
@@ -138,6 +151,36 @@ def test_a_sampler(able: None) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(low)).sample(100, seed=3), b[:100])
     with pytest.raises(ValueError, match=r"tolerance: got 0\.1"):
         make(precision="bfloat16", tolerance=0.1)
+
+
+class Sorting(torch.nn.Module):
+    """What cannot be fused."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x.sort(dim=1).values
+
+
+def test_where_torch_runs_the_module_it_is_float32(able: None) -> None:
+    for name in ("bfloat16", "auto"):
+        sampler = df.Sampler(Sorting(), SCHEDULE, shape=3, precision=name)
+        assert sampler.tier.identity == "float32" and f"{name}: float32, for torch" in sampler.explain()
+
+
+def test_auto_has_no_pilot_with_a_context(able: None) -> None:
+    class Conditioned(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(9, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.Linear(64, 3)
+            )
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            return self.net(torch.cat([x, t[:, None] / 40, c], dim=1))
+
+    how: dict[str, Any] = {"shape": 3, "context_shape": 5, "steps": 5}
+    auto, low = (df.Sampler(Conditioned().eval(), SCHEDULE, **how, precision=p) for p in ("auto", "bfloat16"))
+    assert auto.tier.name == "float32" and low.tier.name == "bfloat16"
+    assert low.sample(10, context=torch.ones(5)).isfinite().all()
 
 
 def test_narrow_networks_stay_in_float32(able: None) -> None:

@@ -8,6 +8,8 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import numpy as np
@@ -220,6 +222,40 @@ def test_a_quality_is_its_options(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     good = json_of(tmp_path, "verify", "a.npy", "--redraw", 0, "--checkpoint", "a.safetensors")
     assert good["good"]
+
+
+def test_a_manifest_of_before_an_option_is_redrawn(bench: Path, tmp_path: Path) -> None:
+    done(bench, "sample", "helix.safetensors", "--num-samples", 50, "--out", tmp_path / "a.npy")
+    path = tmp_path / "a.npy.manifest.json"
+    kept = json.loads(path.read_text())
+    for added in ("spacing", "tolerance", "expected_samples"):
+        del kept["made_by"][added]
+    path.write_text(json.dumps(kept))
+    again = ["verify", tmp_path / "a.npy", "--redraw", 0, "--checkpoint", "helix.safetensors"]
+    assert json_of(bench, *again)["good"]
+    del kept["made_by"]["solver"]
+    path.write_text(json.dumps(kept))
+    assert "does not say how it was made" in run(bench, *again).stderr
+
+
+def test_auto_knows_how_many_samples_there_are_to_come(bench: Path, tmp_path: Path) -> None:
+    """Few do not pay for a table; a job with a range of its own does not choose by its share."""
+    train = ["train", "--data", "kinds.csv", "--hidden", "32,32", "--n-steps", 20, "--epochs", 1]
+    done(bench, *train, "--out", tmp_path / "a.safetensors")
+    net = tmp_path / "a.safetensors"
+    command = ["sample", net, "--precision", "auto", "--tolerance", 0.5, "--num-samples", 20]
+    few = json_of(bench, *command, "--out", tmp_path / "a.npy")
+    part = json_of(bench, *command, "--index-range", "0:20", "--out", tmp_path / "b.npy")
+    assert few["precision"] == "float32" and part["precision"].startswith("table, tolerance 0.5")
+    for name in ("a.npy", "b.npy"):
+        assert json_of(bench, "verify", tmp_path / name, "--redraw", 0, "--checkpoint", net)["good"]
+
+
+def test_a_quality_on_a_gpu_is_in_float32() -> None:
+    context = click.Context(main.commands["sample"])
+    checkpoint: Any = SimpleNamespace(schedule=df.NoiseSchedule.linear(100))
+    how = quality.chosen(context, "fast", checkpoint, {"device": "cuda"})
+    assert (how["precision"], how["solver"]) == ("float32", "dpmpp_2m")
 
 
 def test_a_quality_of_a_short_chain_is_the_whole(bench: Path, tmp_path: Path) -> None:

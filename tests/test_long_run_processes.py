@@ -123,9 +123,9 @@ def test_one_to_four_ranks_and_another_number_after_a_kill(tmp_path: Path) -> No
 
 @pytest.mark.alone
 def test_no_rank_waits_for_one_that_fails_or_is_gone(tmp_path: Path) -> None:
-    """Ranks that no launcher watches; a second without a sign of life is taken for death."""
+    """Ranks that no launcher watches; half a second without a sign of life is taken for death."""
     found = in_forks("faults", tmp_path)
-    silent = ["rank 1 has given no sign of life for 1 seconds"]
+    silent = ["rank 1 has given no sign of life for 0.5 seconds"]
     gone, late = ["rank 0 has ended before the run"], ["not all ranks have started"]
     space = "[Errno 28] No space left on device: 'x.npy.partial'"
     expected = {
@@ -146,7 +146,7 @@ def test_no_rank_waits_for_one_that_fails_or_is_gone(tmp_path: Path) -> None:
     assert found["same"]
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_every_form_is_interrupted_in_time(tmp_path: Path) -> None:
     """Text of wide rows, most of all, is written in blocks that are short."""
     found = in_forks("interrupts", tmp_path)

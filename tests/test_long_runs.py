@@ -65,11 +65,14 @@ def test_a_file_is_the_array_of_sample(tmp_path: Path, sampler: df.Sampler, n: i
 
 
 def test_chunks_and_threads_change_no_byte(tmp_path: Path, sampler: df.Sampler) -> None:
-    found = set()
-    for i, (chunk_size, threads) in enumerate([(None, 2), (1, 1), (7, 2), (N, 1), (10 * N, 1)]):
-        df.sample_to(tmp_path / f"{i}.npy", sampler, N, chunk_size=chunk_size, threads=threads)
-        found.add(sha256(tmp_path / f"{i}.npy"))
-    assert len(found) == 1
+    for form in ("npy", "npz", "csv", "parquet"):
+        found = set()
+        sizes = [(None, 2), (1, 1), (7, 2), (N, 1), (10 * N, 1)] if form == "npy" else [(None, 2), (7, 1)]
+        for i, (chunk_size, threads) in enumerate(sizes):
+            path = tmp_path / f"{i}.{form}"
+            df.sample_to(path, sampler, N, chunk_size=chunk_size, threads=threads)
+            found.add(sha256(path))
+        assert len(found) == 1, form
 
 
 def test_a_folder_of_shards(tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,9 +195,14 @@ static void linear_panels(const cpu::PackedOp& l, const float* init, const typen
 static void linear_row(const cpu::PackedOp& l, const float* init, const float* x, uint32_t* pairs, float* y,
                        bool backwards, bool low) {
     if (low && l.pair_rows) {
-        auto* halves = reinterpret_cast<uint16_t*>(pairs);
-        for (int k = 0; k < l.n_in; k += W) store_half(halves + k, to_bfloat16(load(x + k)));
-        if (l.n_in % 2) halves[l.n_in] = 0;
+        for (int k = 0; 2 * k < l.n_in; k += W) {  // rounded as a tile's are, by the same function
+            vf even, odd;
+            for (int i = 0; i < W; ++i) {
+                even[i] = x[2 * (k + i)];
+                odd[i] = 2 * (k + i) + 1 < l.n_in ? x[2 * (k + i) + 1] : 0.0f;
+            }
+            store_bits(pairs + k, bfloat16_pairs(even, odd));
+        }
         linear_panels<Bfloat16Products>(l, init, pairs, y, backwards);
     } else {
         linear_panels<Float32Products>(l, init, x, y, backwards);

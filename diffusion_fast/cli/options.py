@@ -322,11 +322,11 @@ _SAMPLING = (
     ),
     click.option(
         "--precision",
-        type=choice(PRECISIONS),
+        type=choice((*PRECISIONS, "float16")),
         default="float32",
-        help="Of the network in the chain: float32; bfloat16, where the processor has AVX-512 BF16; table, "
-        "which reads it from grids, for one or two columns; auto, the fastest of them whose samples hold the "
-        "tolerance.",
+        help="Of the network in the chain: float32; bfloat16, on cuda or a processor with AVX-512 BF16; "
+        "float16, on cuda; on the CPU also table, which reads it from grids, for one or two columns, and "
+        "auto, the fastest of them whose samples hold the tolerance.",
     ),
     click.option(
         "--tolerance",

@@ -32,10 +32,12 @@ def chosen(
         settings = settings | {"steps": None, "spacing": None}
     elif settings["spacing"] == "logsnr" and schedule.alphas_cumprod[-1] == 0:  # the SNR ends at 0
         settings = settings | {"spacing": "trailing"}
+    if how["device"] != "cpu":  # where there are no tables, and precision is not chosen by an error
+        settings = settings | {"precision": "float32"}
     return how | settings
 
 
 def described(quality: str, sampler: df.Sampler, how: dict[str, Any]) -> str:
     spacing = f", spacing {how['spacing']}" if how["spacing"] else ""
     steps = f"{how['solver']}, {len(sampler.table)} steps{spacing}"
-    return f"quality {quality}: {steps}, precision {sampler.tier.name}"
+    return f"quality {quality}: {steps}, precision {sampler.tier.identity}"

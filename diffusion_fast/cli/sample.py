@@ -14,7 +14,9 @@ from click.core import ParameterSource
 from diffusion_fast.cli import options
 from diffusion_fast.cli.errors import Command, Terminated, naming
 
-FROM_MANIFEST = ("labels", *options.SAMPLER_OPTIONS)
+# What a manifest says of the sampler's making; those of before an option was there have its default.
+FROM_MANIFEST = ("labels", *options.SAMPLER_OPTIONS, "expected_samples")
+ADDED = {"spacing": None, "tolerance": None, "expected_samples": None}
 
 
 @click.command(cls=Command)
@@ -79,6 +81,8 @@ def sample(
     trained = stored.load_checkpoint(checkpoint)
     if quality is not None:
         how = qualities.chosen(ctx, quality, trained, how)
+    # Jobs with ranges of their own know nothing of the whole: theirs must not choose by their share of it.
+    how["expected_samples"] = None if index_range else n
     cycle = stored.label_cycle(trained, labels)
     names = stored.columns(trained)
     sampler = stored.make_sampler(trained, **how)
@@ -110,9 +114,11 @@ def sample(
         "drawn": result.drawn,
         "columns": names,
         "seed": seed,
+        "quality": quality,
         "solver": how["solver"],
         "steps": len(sampler.table),
-        "precision": sampler.tier.name,
+        "spacing": how["spacing"],
+        "precision": sampler.tier.identity,
         "seconds": result.seconds,
         "samples_per_second": rate,
     }

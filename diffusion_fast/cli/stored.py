@@ -179,11 +179,13 @@ def make_sampler(
     precision: str,
     tolerance: float | None,
     device: str,
+    expected_samples: int | None = None,
 ) -> df.Sampler:
     given = {"variance": variance, "spacing": spacing}
     options = {name: value for name, value in given.items() if value is not None}
-    if variance is not None and solver != "ddpm":
-        raise ValueError(f"--variance: got {variance!r}; accepted: nothing with --solver {solver}")
+    for name, value in options.items():
+        if name not in df.solvers.options_of(solver):
+            raise ValueError(f"--{name}: got {value!r}; accepted: nothing with --solver {solver}")
     predicted = checkpoint.metadata.get("prediction_type", "epsilon")
     if predicted not in PREDICTION_TYPES:
         accepted = f"one of {', '.join(PREDICTION_TYPES)}"
@@ -196,6 +198,7 @@ def make_sampler(
         guidance_scale=guidance_scale,
         precision=precision,
         tolerance=tolerance,
+        expected_samples=expected_samples if precision == "auto" else None,
         device=device,
         prediction_type=predicted,
         **options,

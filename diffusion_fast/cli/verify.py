@@ -10,7 +10,7 @@ import click
 
 from diffusion_fast.cli import options
 from diffusion_fast.cli.errors import Command, naming
-from diffusion_fast.cli.sample import FROM_MANIFEST
+from diffusion_fast.cli.sample import ADDED, FROM_MANIFEST
 
 
 @click.command(cls=Command)
@@ -60,6 +60,8 @@ def _as_then(path: str, checkpoint: Path) -> dict[str, Any]:
 
     with naming("manifest", "PATH"):
         made_by = manifest.load(manifest.path_of(Path(path).resolve())).made_by
+    if made_by:
+        made_by = ADDED | made_by
     if made_by.keys() != set(FROM_MANIFEST):
         accepted = "one whose samples the command `sample` drew"
         raise ValueError(

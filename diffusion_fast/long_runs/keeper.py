@@ -100,15 +100,17 @@ class Keeper:
             return file_digest(temporary, self._go_on)
 
     def _blocks(self) -> Iterator[np.ndarray]:
+        """Of a size that does not depend on the chunks: a block is a row group of a .parquet file."""
         rows, size = self._target.rows(self.made), self.made.chunk_size
         most = rows_of_block(rows.shape)
-        for chunk in range(self.made.n_chunks):
+        for at in range(0, self.made.n, most):
+            end = min(at + most, self.made.n)
+            needed = range(at // size, -(-end // size))
             with self._changed:
-                while not (self._stopped or chunk in self.made.done):
+                while not (self._stopped or self.made.done.keys() >= set(needed)):
                     self._changed.wait()
-            for at in range(0, self.made.size_of(chunk), most):
-                self._go_on()
-                yield rows.read(chunk * size + at, min(most, self.made.size_of(chunk) - at))
+            self._go_on()
+            yield rows.read(at, end - at)
 
     def _go_on(self) -> None:
         if self._stopped:

@@ -58,13 +58,14 @@ def run(run: Run) -> None:
     outcomes = {method: [fit(run, part) for part in sets] for method, fit in MODELS.items()}
     if run.as_published:
         outcomes[AS_PUBLISHED] = [models.walk_of_the_mean(run, part) for part in sets]
-    few = {"n_train": models.FRESH_ROWS // 2, "n_test": 10, "seed": run.seed + 2}
+    few: dict[str, Any] = {"n_train": models.FRESH_ROWS // 2, "n_test": 10, "seed": run.seed + 2}
     fresh = [datasets.load(part.name, **few).train for part in sets]
     measured = {"fresh data": measure(run, "fresh", sets, fresh)}
     for method, found in outcomes.items():
         measured[method] = measure(run, method, sets, [outcome.samples for outcome in found])
-        if found[0].denoised is not None:
-            measured[DENOISED] = measure(run, DENOISED, sets, [outcome.denoised for outcome in found])
+        denoised = [outcome.denoised for outcome in found if outcome.denoised is not None]
+        if denoised:
+            measured[DENOISED] = measure(run, DENOISED, sets, denoised)
     show_scores(run, measured)
     show_distances(run, measured)
     show_speed(run)

@@ -220,7 +220,7 @@ def picture(run: Run, case: Labelled, samples: dict[float, Tensor]) -> None:
 def classification(run: Run, cases: list[Labelled], wide: list[Labelled]) -> None:
     n = run.pick(QUICK_ROWS, None)
     run.cut(f"Classifiers on {QUICK_ROWS:,} held-out rows.")
-    rows = []
+    rows: list[list[Any]] = []
     for case, wider in zip(cases, wide, strict=True):
         data = case.data
         x = torch.from_numpy(data.standardised_test[:n]).float()
