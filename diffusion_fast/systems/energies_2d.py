@@ -58,8 +58,8 @@ def run(run: Run) -> None:
     outcomes = {method: [fit(run, part) for part in sets] for method, fit in MODELS.items()}
     if run.as_published:
         outcomes[AS_PUBLISHED] = [models.walk_of_the_mean(run, part) for part in sets]
-    few: dict[str, Any] = {"n_train": models.FRESH_ROWS // 2, "n_test": 10, "seed": run.seed + 2}
-    fresh = [datasets.load(part.name, **few).train for part in sets]
+    count = models.FRESH_ROWS // 2
+    fresh = [datasets.load(part.name, count, n_test=10, seed=run.seed + 2).train for part in sets]
     measured = {"fresh data": measure(run, "fresh", sets, fresh)}
     for method, found in outcomes.items():
         measured[method] = measure(run, method, sets, [outcome.samples for outcome in found])

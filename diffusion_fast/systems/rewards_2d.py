@@ -34,24 +34,21 @@ def samples(
 ) -> Tensor:
     """One sample for each label, from the null class of the case's denoiser, steered by the judge alone
     towards p(x) p(y given x)^(1 + weight)."""
-    chosen: dict[str, Any] = {"alpha": 1 / (1 + weight), "candidates": CANDIDATES, "backend": "native"}
-    value = soft_value(run, case, schedule, weight) if method == "SVDD-MC" else None
+    how: dict[str, Any] = {"alpha": 1 / (1 + weight), "candidates": CANDIDATES, "backend": "native"}
+    wanted = 0  # one sampler for all classes: a network takes long to capture
+    if method == "SVDD-MC":
+        value = soft_value(run, case, schedule, weight)
+        how["value"] = lambda rows, t: value(rows, t)[:, wanted]
+    else:
+        how["reward"] = lambda rows: points.log_probability(case.judge, rows)[:, wanted]
 
     def draw() -> dict[str, Tensor]:
+        nonlocal wanted
+        sampler = SVDDSampler(case.model, schedule, **how)
         x = torch.empty(len(labels), case.data.dim)
-        for label in np.unique(labels).tolist():
-
-            def reward(rows: Tensor, label: int = label) -> Tensor:
-                return points.log_probability(case.judge, rows)[:, label]
-
-            def soft(rows: Tensor, t: int, label: int = label) -> Tensor:
-                assert value is not None
-                return value(rows, t)[:, label]
-
-            steering = {"reward": reward} if value is None else {"value": soft}
-            own = torch.from_numpy(labels == label)
-            sampler = SVDDSampler(case.model, schedule, **steering, **chosen)
-            x[own] = sampler.sample(int(own.sum()), seed=run.seed, start=label << 32)
+        for wanted in np.unique(labels).tolist():
+            own = torch.from_numpy(labels == wanted)
+            x[own] = sampler.sample(int(own.sum()), seed=run.seed, start=wanted << 32)
         return {"x": x}
 
     return run.stage(f"{case.name}-{method}-{weight:g}", "sampling", draw)["x"]
