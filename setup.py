@@ -162,7 +162,10 @@ def cpu_objects() -> list[Object]:
     kernels = Path("csrc/cpu/kernels.cpp")
     plain = plain_objects("csrc/*.cpp", "csrc/cpu/*.cpp")
     objects = [o for o in plain if o[0] != kernels and not o[0].name.startswith("bind_cuda")]
-    return objects + [(kernels, f"kernels_{isa}", [f"-DDF_ISA={isa}", *f]) for isa, f in ISA_FLAGS.items()]
+    more = environment_flags("DIFFUSION_FAST_KERNEL_FLAGS")
+    return objects + [
+        (kernels, f"kernels_{isa}", [f"-DDF_ISA={isa}", *f, *more]) for isa, f in ISA_FLAGS.items()
+    ]
 
 
 def cuda_objects() -> list[Object]:
