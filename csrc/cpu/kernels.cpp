@@ -1,4 +1,5 @@
-// Compiled once per instruction set, with -DDF_ISA=avx512_bf16 | avx512 | avx2 | portable and the matching machine flags.
+// Compiled once per instruction set, with -DDF_ISA=avx512_bf16 | avx512 | avx2 | portable and the matching
+// machine flags.
 #if defined(__GNUC__) && !defined(__clang__)
 // Independent chains of operations are mixed before registers are assigned, mindful of how many there are: an
 // activation of three vectors takes 0.8 of the time (AVX2).
