@@ -234,6 +234,7 @@ PYBIND11_MODULE(_cpu, m) {
         .def("lookup", &lookup, py::arg("grids"), py::arg("x"), py::arg("out"), py::arg("k"),
              py::arg("label") = 0, py::arg("isa") = "");
     m.attr("FIT_MARGIN") = kFitMargin;
+    m.attr("LOOKUP_WORK") = py::make_tuple(kLookupWork[0], kLookupWork[1]);
     m.def("fit", &fit_grids, py::arg("cells"), py::arg("nodes"), py::arg("values"), py::arg("count"));
     py::class_<Program>(m, "Program", "A validated plan, packed for one instruction set; immutable.")
         .def(py::init([](const py::bytes& plan, const std::string& isa, int low_rows, bool emulated) {

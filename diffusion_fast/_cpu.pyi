@@ -40,6 +40,7 @@ class Program:
     ) -> None: ...
 
 class Tables:
+    block: int
     def __init__(
         self,
         dim: int,
@@ -55,6 +56,7 @@ class Tables:
     ) -> None: ...
 
 FIT_MARGIN: int
+LOOKUP_WORK: tuple[int, int]
 
 def fit(cells: npt.NDArray[np.int32], nodes: int, values: int, count: int) -> None: ...
 

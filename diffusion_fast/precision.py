@@ -182,6 +182,8 @@ def _compared(given: np.ndarray, exact: np.ndarray, tolerance: float) -> tuple[b
     """Whether samples hold beside those of float32, and what was measured."""
     from diffusion_fast.metrics import sliced_wasserstein  # imports solvers of transport, and few need it
 
+    if not (np.isfinite(given).all() and np.isfinite(exact).all()):
+        return False, "does not hold: some of the samples are not finite"
     deviation = np.sqrt(np.square(exact - exact.mean(axis=0)).mean())
     error = float(np.sqrt(np.square(given - exact).mean()) / max(deviation, 1e-30))
     distance = sliced_wasserstein(given, exact, seed=SEED)

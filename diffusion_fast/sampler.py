@@ -373,6 +373,8 @@ class Sampler:
         given = scales_of(self.guidance, scale, weight, n, self.device)
         if given is not None and self.tier.table is not None:
             accepted = "None: the table holds the network guided by the Sampler's own scale"
+            if self.precision == "auto":
+                accepted += "; with precision='float32' of the Sampler, in place of 'auto', a scale for each"
             raise _checks.bad_value(*one_of(scale, weight), accepted)
         return given
 
@@ -417,14 +419,21 @@ def sample(
 ) -> Tensor:
     """Sampler(model, schedule, **plan-time options).sample(n, **call-time options): (n, *shape) float32.
 
-    guidance_scale or guidance_weight as a tensor or array is each sample's own.
+    guidance_scale or guidance_weight as a tensor or array is each sample's own; precision="auto" is float32
+    then, for what it measures is of one scale.
     """
+    count, _ = _checks.sample_range(n, options.get("start", 0))
     call = {name: options.pop(name) for name in _CALL_TIME & set(options)}
     for name, ungraded in (("guidance_scale", 2.0), ("guidance_weight", 1.0)):
         if name in call and not isinstance(call[name], (Tensor, np.ndarray)):
             options[name] = call.pop(name)
         elif name in call:
             options[name] = ungraded  # the plan needs a second branch, whatever its scale
-    if options.get("precision") == "auto" and n:
-        options.setdefault("expected_samples", n)
+            if options.get("precision") == "table":
+                raise _checks.bad_value(name, call[name], "a number with precision='table'")
+            if options.get("precision") == "auto":
+                tiers.asked("auto", options.pop("tolerance", None), options.pop("expected_samples", None))
+                options["precision"] = "float32"
+    if options.get("precision") == "auto" and count:
+        options.setdefault("expected_samples", count)
     return Sampler(model, schedule, **options).sample(n, **call)

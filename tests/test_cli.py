@@ -19,7 +19,7 @@ from cli_bench import SMALL, done, json_of, listing, make_bench, rewrite, run
 
 import diffusion_fast as df
 from diffusion_fast import demo, precision
-from diffusion_fast.cli import main, options, quality
+from diffusion_fast.cli import main, options, quality, sample
 from diffusion_fast.models.embeddings import TIME_EMBEDDINGS
 from diffusion_fast.models.mlp import ACTIVATIONS
 from diffusion_fast.sampler import Sampler
@@ -54,6 +54,12 @@ def test_names_are_those_of_the_library() -> None:
     for name in SCHEDULE_NAMES:
         has_range = "beta_start" in inspect.signature(getattr(df.NoiseSchedule, name)).parameters
         assert has_range == (name not in options.SCHEDULES_WITHOUT_RANGE)
+    kind, text = next((o.type, o.help) for o in sample.sample.params if o.name == "tolerance")
+    assert kind.convert(precision.LEAST_TOLERANCE, None, None) == precision.LEAST_TOLERANCE
+    for beyond in (np.nextafter(precision.LEAST_TOLERANCE, 0), 1.0001):
+        with pytest.raises(click.BadParameter, match=r"in \[1e-6, 1\]"):
+            kind.convert(float(beyond), None, None)
+    assert text.endswith(f"[default: {precision.TOLERANCE}]")
     for variance in options.VARIANCES:
         df.solvers.ddpm(df.NoiseSchedule.cosine(5), variance=variance)
 

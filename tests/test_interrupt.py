@@ -27,6 +27,7 @@ import numpy as np, torch
 import diffusion_fast as df
 from nets import random_plan
 from diffusion_fast import _cpu
+from diffusion_fast.solvers.table import EVAL
 
 def latency(call):
     sent = []
@@ -65,6 +66,21 @@ wide = random_plan(0, 4, (2048, 2048), n_rows=5000, activation="tanh")
 for isa in _cpu.isas()[:-1]:
     program = _cpu.Program(wide.to_bytes(), isa)
     result[f"wide, {isa}"] = best(latency, lambda: program.run(out.ctypes.data, 200, 0, 0, 2))
+def network(rows, k):
+    points, F = np.zeros((len(rows), k, 4), np.float32), np.zeros((len(rows), k, 4), np.float32)
+    program = _cpu.Program(wide.to_bytes())
+    return lambda: program.network(rows, points.ctypes.data, F.ctypes.data, k, 0, 2)
+result["a network at many points"] = best(latency, network(np.zeros(1, np.int32), 40_000))
+evaluated = np.flatnonzero(wide.rows["flags"] & EVAL).astype(np.int32)
+result["a network of many rows"] = best(latency, network(evaluated, 40))
+
+# a row of a block: all of its samples are beside the grids
+plane = random_plan(0, 2, (2048, 2048), n_rows=50, activation="tanh", full=False)
+one, many = np.ones((1, 2), np.float32), np.zeros((20_000, 2), np.float32)
+of_row, cells, values = np.zeros(50, np.int32), np.ones((1, 2), np.int32), np.zeros(32, np.float32)
+beside = _cpu.Tables(2, 0, of_row, one, 1e6 * one, cells, values)
+off = _cpu.Program(plane.to_bytes())
+result["beside the grids"] = best(latency, lambda: off.run(many.ctypes.data, 20_000, 0, 0, 2, tables=beside))
 result["wide, one sample"] = best(latency, lambda: program.run(out.ctypes.data, 1, 0, 0, 2))
 tiny = _cpu.Program(random_plan(0, 1, (2,), n_rows=1 << 20).to_bytes())
 result["a million rows"] = best(latency, lambda: tiny.run(out.ctypes.data, 64, 0, 0, 1))

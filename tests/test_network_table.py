@@ -303,3 +303,22 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_table.builder, "MAX_BYTES", 1 << 20)
     with pytest.raises(ValueError, match=r"tolerance: got 1e-06 .*accepted: a larger one, .* more than 1 MB"):
         table_of(PLANS["plane"], 1e-6)
+
+
+@pytest.mark.parametrize("name", ["line", "plane, guided"])
+def test_memory_is_looked_at_before_it_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first grids, and of the points that they are judged by."""
+    plan = PLANS[name]
+    least = 4 * 16 if plan.dim == 1 else 2 * 19 * 19
+    tables = 4 * least * len(network_table.builder._grids_of(plan)[1]) * max(plan.n_classes, 1)
+    for limit in (1, tables + 1000):
+        monkeypatch.setattr(network_table.builder, "MAX_BYTES", limit)
+        with pytest.raises(ValueError, match=r"precision: got 'table'.*more than 0 MB"):
+            table_of(plan)
+
+
+def test_a_grid_of_more_nodes_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = PLANS["plane, guided"]
+    whole = table_of(plan).digest
+    monkeypatch.setattr(network_table.builder, "BATCH", 60)
+    assert table_of(plan).digest == whole

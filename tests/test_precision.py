@@ -13,6 +13,7 @@ from samplers import SCHEDULE, make_model
 
 import diffusion_fast as df
 from diffusion_fast import metrics, precision
+from diffusion_fast.long_runs import run
 
 
 def make(dim: int = 2, n_classes: int | None = None, wide: bool = False, **options: Any) -> df.Sampler:
@@ -72,6 +73,28 @@ def test_a_copy_draws_the_same() -> None:
 def test_each_samples_own_guidance_is_refused() -> None:
     sampler = make(2, 3, guidance_scale=2.0, precision="table", steps=3)
     with pytest.raises(ValueError, match=r"guidance_scale: got a torch.float32 tensor.*the Sampler's own"):
+        sampler.sample(4, labels=0, guidance_scale=torch.ones(4))
+
+
+def test_samples_own_guidance_in_one_call() -> None:
+    """No table is made to be refused, and auto does not depend on what it would find."""
+    model, scales = make_model(3, dim=2, hidden=(64, 64)), torch.linspace(0, 3, 5000)
+    call: dict[str, Any] = {"labels": 0, "guidance_scale": scales, "steps": 5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision.network_table, "build", None)
+        auto = df.sample(model, SCHEDULE, 5000, precision="auto", tolerance=0.5, **call)
+        assert torch.equal(auto, df.sample(model, SCHEDULE, 5000, **call))
+        with pytest.raises(
+            ValueError, match=r"guidance_scale: got .*accepted: a number with precision='table'"
+        ):
+            df.sample(model, SCHEDULE, 5000, precision="table", **call)
+        with pytest.raises(ValueError, match="tolerance"):
+            df.sample(model, SCHEDULE, 5000, precision="auto", tolerance=-1, **call)
+    sampler = make(2, 3, wide=True, guidance_scale=2.0, precision="auto", tolerance=0.1, steps=3)
+    assert sampler.tier.name == "table"
+    with pytest.raises(
+        ValueError, match=r"guidance_scale: .*precision='float32' of the Sampler, in place of"
+    ):
         sampler.sample(4, labels=0, guidance_scale=torch.ones(4))
 
 
@@ -136,9 +159,33 @@ def test_sample_tells_auto_how_many() -> None:
     model = make_model(None, dim=2, hidden=(64, 64))
     few = df.sample(model, SCHEDULE, 100, precision="auto", steps=5)
     assert torch.equal(few, df.sample(model, SCHEDULE, 100, steps=5))
+    assert df.sample(model, SCHEDULE, 0, precision="auto", steps=5).shape == (0, 2)
+    for n, error in ((-5, ValueError), (2.5, TypeError)):
+        with pytest.raises(error, match=r"^n: "):
+            df.sample(model, SCHEDULE, n, precision="auto", steps=5)
+
+
+def test_samples_that_are_not_finite_do_not_hold() -> None:
+    given, exact = np.zeros((50, 3)), np.random.default_rng(0).standard_normal((50, 3))
+    for bad in (np.nan, np.inf):
+        given[7, 1] = bad
+        for pair in ((given, exact), (exact, given)):
+            holds, words = precision._compared(*pair, 1e-3)
+            assert not holds and "not finite" in words
 
 
 # ---- long runs
+
+
+def test_a_runs_chunks_are_blocks_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = make(precision="table", steps=5)
+    block = table.tier.table.block
+    assert block % 144 == 0 and 8192 <= block <= 1 << 16
+    for n in (100, 200_000, 10**8):
+        size = run._chunk_size(None, n, table, 2)
+        assert size == n or (size >= block and size % block == 0)
+    monkeypatch.setitem(vars(table.tier.table), "block", 144 * 455)
+    assert run._chunk_size(None, 10**6, table, 1) == 144 * 455
 
 
 def test_a_run_goes_on_in_its_own_tier_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "floating_point.h"
+#include "tables.h"
 
 namespace df::cpu {
 namespace {
@@ -142,9 +143,6 @@ int tile_size(int lanes, int samples, int64_t n, int threads) {
     return int(std::min(full, (vectors + rounds * threads - 1) / (rounds * threads)) * lanes);
 }
 
-// A look-up's place in the same measure as Program::work_per_step.
-constexpr int64_t kLookupWork = 100;
-
 // Starting a thread costs some 20 us; each should get at least twice that, at about 50 multiply-adds a ns.
 int useful_threads(int threads, double multiply_adds) {
     return int(std::max(1.0, std::min(double(threads), multiply_adds / 2e6)));
@@ -156,7 +154,7 @@ ChainReport run_chain(const Program& program, ChainArgs args, int threads, Poll 
     if (args.n == 0) return {0, {}};
     args.program = program.view();
     const Kernels& kernels = program.kernels();
-    const int64_t work = args.tables ? kLookupWork : program.work_per_step();
+    const int64_t work = args.tables ? kLookupWork[args.program.dim - 1] : program.work_per_step();
     threads =
         useful_threads(threads, double(work + 32 * args.program.dim) * double(args.n) * args.program.n_rows);
     threads = int(std::min<int64_t>(threads, (args.n + kernels.lanes - 1) / kernels.lanes));

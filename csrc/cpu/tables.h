@@ -11,6 +11,10 @@ namespace df::cpu {
 // of `cells` they lie at the whole numbers from -kFitMargin to cells + kFitMargin.
 constexpr int kFitMargin = 4;
 
+// A look-up beside a network's multiply-adds, by the elements of a sample: what both cost on a core
+// (benchmarks/NOTES.md).
+constexpr int64_t kLookupWork[] = {20, 300};
+
 // The values of one grid of one class, as Tables takes them, from the function at the nodes (axis 1, axis 0,
 // output). Interpolating cubic splines: in a smooth function their error, h^4 / 384 times the fourth
 // derivative in the middle of a cell, is a ninth of that of the cubic through the four nodes around it.

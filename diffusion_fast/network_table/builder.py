@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from diffusion_fast import _checks, _cpu
 from diffusion_fast.network_table.table import Floats, Integers, NetworkTable
@@ -27,7 +28,7 @@ MARGIN = 0.05  # of the box's width, on each side; what a sample beside it costs
 FIRST_CELLS = 16
 MAX_CELLS = 1 << 14  # of an axis
 MAX_BYTES = 1 << 29
-BATCH = 1 << 20  # points that the network is run on at a time
+BATCH = 1 << 20  # points and classes that the network is run on at a time
 # The error falls with this power of the spacing: cubic splines; the rms of what has kinks
 ORDER, ORDER_OF_KINKS = 4.0, 1.5
 KINKED = {"relu", "leaky_relu", "elu", "abs", "clamp_min", "clamp_max"}
@@ -40,15 +41,16 @@ def build(plan: Plan, tolerance: float, threads: int) -> NetworkTable:
     tolerance: of the error of the network's output, relative to its RMS in the row: of the largest on random
     points, or where the network has kinks (ReLU) of the rms, for near a kink no grid makes it small.
 
-    Raises ValueError naming the tolerance where it takes tables of more than 512 MB, and naming the model
-    where its output is not finite on the grids.
+    Raises ValueError naming the tolerance where it takes tables of more than 512 MB, the precision where any
+    tolerance does or the points that the tables are judged by, and the model where its output is not finite
+    on the grids.
     """
     builder = _Builder(plan, tolerance, threads)
     while len(unfinished := np.flatnonzero(~builder.finished)):
         builder.check_size()
         for cells in np.unique(builder.cells[unfinished]):
             alike = unfinished[builder.cells[unfinished] == cells]
-            step = max(1, BATCH // _nodes_of(int(cells), plan.dim))
+            step = max(1, BATCH // (len(builder.classes) * _nodes_of(int(cells), plan.dim)))
             for at in range(0, len(alike), step):
                 builder.refine(alike[at : at + step], int(cells))
     return builder.table()
@@ -100,9 +102,16 @@ class _Builder:
         self.smooth = not kinked(self.plan)
         self.evaluations = 0
         n_grids, dim = len(self.first), self.plan.dim
+        self.cells = np.full(n_grids, FIRST_CELLS, np.int32)
+        judged = 4 * (len(self.classes) + 1) * n_grids * POINTS[dim] * dim  # exact, and points
+        if max(self._size(), judged) > MAX_BYTES:
+            accepted = (
+                f"'float32' or 'auto', for making {n_grids} tables of {len(self.classes)} classes takes more "
+                f"than {MAX_BYTES >> 20} MB"
+            )
+            raise _checks.bad_value("precision", "table", accepted)
         self._look_where_samples_are()
         self._choose_points()
-        self.cells = np.full(n_grids, FIRST_CELLS, np.int32)
         self.finished = np.zeros(n_grids, bool)
         self.values: list[Floats] = [np.empty(0, np.float32)] * n_grids
         self.scale, self.shift = np.empty((n_grids, dim), np.float32), np.empty((n_grids, dim), np.float32)
@@ -164,14 +173,17 @@ class _Builder:
         wide = cells.astype(np.int64)
         return 4 * wide if self.plan.dim == 1 else 2 * (wide + 3) ** 2
 
+    def _size(self) -> int:
+        """Bytes of the tables with so many cells."""
+        return 4 * len(self.classes) * int(self._floats_of(self.cells).sum())
+
     def check_size(self) -> None:
-        size = 4 * len(self.classes) * int(self._floats_of(self.cells).sum())
-        if size > MAX_BYTES or self.cells.max() > MAX_CELLS:
+        if self._size() > MAX_BYTES or self.cells.max() > MAX_CELLS:
             known = np.isfinite(self.max_error)
             reached = (self.max_error if self.smooth else self.rms_error)[known].max()
             accepted = (
-                f"a larger one, for this takes tables of more than {MAX_BYTES >> 20} MB; the largest error "
-                f"is still {reached:.2g}"
+                f"a larger one, for this takes tables of more than {MAX_BYTES >> 20} MB or of more than "
+                f"{MAX_CELLS} cells an axis; the largest error is still {reached:.2g}"
             )
             raise _checks.bad_value("tolerance", self.tolerance, accepted)
 
@@ -183,11 +195,7 @@ class _Builder:
         sizes = np.full((n, dim), cells, np.int32)
         places = np.arange(-_cpu.FIT_MARGIN, cells + 1 + _cpu.FIT_MARGIN)
         axes = (places[:, None] - shift.astype(np.float64)[:, None]) / scale.astype(np.float64)[:, None]
-        nodes = axes
-        if dim == 2:  # the first axis runs faster
-            both = np.broadcast_arrays(axes[:, None, :, 0], axes[:, :, None, 1])
-            nodes = np.stack(both, axis=-1).reshape(n, -1, 2)
-        F = self._network(self.first[grids], nodes.astype(np.float32))
+        F = self._at_nodes(self.first[grids], axes)
         values = np.empty((n, len(self.classes), int(self._floats_of(np.array(cells)))), np.float32)
         for label in self.classes:
             fitted = np.empty((n, values.shape[2]), np.float32)
@@ -199,6 +207,21 @@ class _Builder:
         for i, grid in enumerate(grids):
             if self.finished[grid]:
                 self.values[grid] = values[i].ravel()
+
+    def _at_nodes(self, rows: Integers, axes: npt.NDArray[np.float64]) -> Floats:
+        """(classes, rows, nodes, dim) for the places of nodes, axes (rows, places, dim): in the plane all
+        pairs of them, of which the first axis runs faster."""
+        if self.plan.dim == 1:
+            return self._network(rows, axes.astype(np.float32))
+        n, places, _ = axes.shape
+        F = np.empty((len(self.classes), n, places, places, 2), np.float32)
+        lines = max(1, BATCH // (n * places))  # one grid may have more nodes than a batch
+        for at in range(0, places, lines):
+            both = np.broadcast_arrays(axes[:, None, :, 0], axes[:, at : at + lines, None, 1])
+            points = np.stack(both, axis=-1).astype(np.float32).reshape(n, -1, 2)
+            part = F[:, :, at : at + lines]
+            part[:] = self._network(rows, points).reshape(part.shape)
+        return F.reshape(len(self.classes), n, places**2, 2)
 
     def _lookup(
         self, sizes: Integers, scale: Floats, shift: Floats, values: Floats, points: Floats

@@ -15,9 +15,7 @@ from diffusion_fast import _cpu
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 
-# A look-up beside the network's multiply-adds, by the elements of a sample: what both cost on a core
-# (benchmarks/NOTES.md).
-LOOKUP_WORK = {1: 20, 2: 300}
+LOOKUP_WORK = dict(enumerate(_cpu.LOOKUP_WORK, 1))  # csrc/cpu/tables.h
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +54,11 @@ class NetworkTable:
         for array in (self.of_row, self.scale, self.shift, self.cells, self.values):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    @cached_property
+    def block(self) -> int:
+        """Samples with which the kernels make the most of what they read of the table."""
+        return int(self.packed().block)
 
     def packed(self) -> Any:
         """What the kernels take; it reads the values where they are."""
