@@ -215,7 +215,9 @@ def peers() -> Alone | Ranks:
     if world == 1:
         return Alone()
     store, rank = _rendezvous()
-    return Ranks(distributed.PrefixStore(f"diffusion_fast/{next(_runs)}", store), rank, world)
+    # torchrun may start all ranks again with the store that they had
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return Ranks(distributed.PrefixStore(f"diffusion_fast/{attempt}/{next(_runs)}", store), rank, world)
 
 
 @functools.cache
