@@ -91,7 +91,7 @@ def run_exact(
     n_tables = len(table.table_timesteps)
     program = TileProgram(1, (LinearOp(0, 1, np.zeros((1, 1), np.float32)),), 1, n_tables)
 
-    def net(plan: Any, u: Tensor, index: int, labels: Any = None, context: Any = None) -> Tensor:
+    def net(plan: Any, u: Tensor, index: int, *conditions: Any) -> Tensor:
         signal, level = pair(schedule, float(table.table_timesteps[index]))
         c_in = 1 / np.sqrt(level**2 + 0.25) if kind == "edm" else 1.0
         x = u[:, 0].numpy() / c_in

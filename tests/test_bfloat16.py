@@ -138,7 +138,7 @@ def test_without_the_instruction_it_is_refused() -> None:
         _cpu.Program(PLANS["narrow"].to_bytes(), low_rows=1)
     assert "bfloat16" not in make(precision="auto", tolerance=0.5).explain()
     with pytest.raises(ValueError, match=r"precision: got 'bfloat16'.*BF16"):
-        df.Sampler(Sorting(), SCHEDULE, shape=3, precision="bfloat16")
+        df.Sampler(Sorting().eval(), SCHEDULE, shape=3, precision="bfloat16")
 
 
 def test_a_sampler(able: None) -> None:
@@ -162,7 +162,7 @@ class Sorting(torch.nn.Module):
 
 def test_where_torch_runs_the_module_it_is_float32(able: None) -> None:
     for name in ("bfloat16", "auto"):
-        sampler = df.Sampler(Sorting(), SCHEDULE, shape=3, precision=name)
+        sampler = df.Sampler(Sorting().eval(), SCHEDULE, shape=3, precision=name)
         assert sampler.tier.identity == "float32" and f"{name}: float32, for torch" in sampler.explain()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from cli_bench import SMALL, done, json_of, listing, make_bench, rewrite, run
+from click.core import ParameterSource
 
 import diffusion_fast as df
 from diffusion_fast import demo, precision
@@ -246,7 +247,7 @@ def test_a_manifest_of_before_an_option_is_redrawn(bench: Path, tmp_path: Path) 
 
 def test_auto_knows_how_many_samples_there_are_to_come(bench: Path, tmp_path: Path) -> None:
     """Few do not pay for a table; a job with a range of its own does not choose by its share."""
-    train = ["train", "--data", "kinds.csv", "--hidden", "32,32", "--n-steps", 20, "--epochs", 1]
+    train = ["train", "--data", "moons", "--hidden", "32,32", "--n-steps", 20, "--epochs", 1]
     done(bench, *train, "--out", tmp_path / "a.safetensors")
     net = tmp_path / "a.safetensors"
     command = ["sample", net, "--precision", "auto", "--tolerance", 0.5, "--num-samples", 20]
@@ -258,9 +259,13 @@ def test_auto_knows_how_many_samples_there_are_to_come(bench: Path, tmp_path: Pa
 
 
 def test_a_quality_on_a_gpu_is_in_float32() -> None:
-    context = click.Context(main.commands["sample"])
+    command = main.commands["sample"]
+    context = click.Context(command)
+    given = {name: None for name in options.CHAIN_OPTIONS} | {"device": "cuda"}
+    for name in options.CHAIN_OPTIONS:
+        context.set_parameter_source(name, ParameterSource.DEFAULT)
     checkpoint: Any = SimpleNamespace(schedule=df.NoiseSchedule.linear(100))
-    how = quality.chosen(context, "fast", checkpoint, {"device": "cuda"})
+    how = quality.chosen(context, "fast", checkpoint, given)
     assert (how["precision"], how["solver"]) == ("float32", "dpmpp_2m")
 
 

@@ -33,9 +33,9 @@ BAD_SAMPLERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "another kind": (lambda: made_on("mps"), ValueError, "device: got 'mps'.*the CPU or a CUDA device"),
     "no device": (lambda: made_on(3.5), TypeError, "device: got 3.5"),
     "a precision of CUDA": (
-        lambda: made_on("cpu", precision="bfloat16"),
+        lambda: made_on("cpu", precision="float16"),
         ValueError,
-        "precision: got 'bfloat16'.*'float32' on the CPU",
+        "precision: got 'float16'.*'float32'.* on the CPU",
     ),
     "a precision of the kernels": (
         lambda: made_on(precision="float16", backend="torch"),
