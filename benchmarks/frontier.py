@@ -1,7 +1,8 @@
 """How near samples come to the data in how many seconds: every solver, number of steps and tier.
 
 python -m benchmarks.frontier writes frontier.json and frontier.png into benchmarks/results/; with --draw it
-only draws frontier.json again. The models are those of the systems A to D, trained here as `diffusion-fast
+only draws frontier.json again; --quick (three minutes) is of six solvers, float32 and a quarter of the
+samples, frontier-quick.json. The models are those of the systems A to D, trained here as `diffusion-fast
 reproduce` trains them. `diffusion-fast sample --quality` takes its settings from this study.
 """
 
@@ -27,6 +28,7 @@ from diffusion_fast.systems import guidance_2d, mixtures_1d, points_3d
 
 SEED = 0
 SAMPLES = 1 << 17
+QUICK = ("ddim", "heun", "dpmpp_2m", "unipc", "ddpm", "dpmpp_2m_sde")
 EVALUATIONS = (5, 8, 12, 20, 50)  # and the whole schedule
 FLOOR_DRAWS = 8  # of fresh data
 GUIDANCE_WEIGHT = 0.2
@@ -124,7 +126,7 @@ class Labelled:
         return self.sampler.sample(n, seed=seed, labels=self.labels)
 
 
-def targets(model: Model, n: int, epochs: int) -> tuple[dict[str, Target], int]:
+def targets(model: Model, n: int, epochs: int, quick: bool) -> tuple[dict[str, Target], int]:
     """The model, trained, as a target of solvers in each tier; the steps of its schedule."""
     net, schedule, data = model.train((1 + FLOOR_DRAWS) * n, epochs)
     held_out, *fresh = np.split(data.test, 1 + FLOOR_DRAWS)
@@ -145,20 +147,20 @@ def targets(model: Model, n: int, epochs: int) -> tuple[dict[str, Target], int]:
         )
         return Labelled(made, torch.from_numpy(data.test_labels[:n])) if model.labelled else made
 
-    runs = [run for run in RUNS if run.kind == "preserving"]
+    runs = [run for run in RUNS if run.kind == "preserving" and (not quick or run.name in QUICK)]
     floor = [law.distance(rows) for rows in fresh]
     found = {
         tier: Target(f"{model.name} {tier}", law, partial(sampler, tier), runs, floor, times=2)
-        for tier in model.tiers
+        for tier in model.tiers[: 1 if quick else None]
     }
     return found, len(schedule)
 
 
-def measure(n: int, epochs: int) -> dict[str, Any]:
+def measure(n: int, epochs: int, quick: bool = False) -> dict[str, Any]:
     """Everything that is drawn: n samples of models trained for at most so many epochs."""
     content: dict[str, Any] = {"machine": machine.describe(), "samples": n, "models": {}}
     for model in MODELS:
-        by_tier, steps = targets(model, n, epochs)
+        by_tier, steps = targets(model, n, epochs, quick)
         lines = [
             asdict(line) | {"tier": tier}
             for tier, found in by_tier.items()
@@ -175,12 +177,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--draw", action="store_true", help="only draw again what was measured")
+    parser.add_argument("--quick", action="store_true", help="six solvers, float32, fewer samples")
     options = parser.parse_args()
-    path = RESULTS / "frontier.json"
+    path = RESULTS / f"frontier{'-quick' if options.quick else ''}.json"
     if not options.draw:
         torch.set_num_threads(min(2, torch.get_num_threads()))
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(measure(SAMPLES, 1 << 20), indent=1) + "\n")
+        content = measure(SAMPLES // (4 if options.quick else 1), 1 << 20, options.quick)
+        path.write_text(json.dumps(content, indent=1) + "\n")
         print(f"written: {path}")
     content = json.loads(path.read_text())
     print(frontier_picture.table(content))

@@ -266,13 +266,13 @@ def test_a_quality_on_a_gpu_is_in_float32() -> None:
         context.set_parameter_source(name, ParameterSource.DEFAULT)
     checkpoint: Any = SimpleNamespace(schedule=df.NoiseSchedule.linear(100))
     how = quality.chosen(context, "fast", checkpoint, given)
-    assert (how["precision"], how["solver"]) == ("float32", "dpmpp_2m")
+    assert (how["precision"], how["solver"]) == ("float32", "dpmpp_2m_sde")
 
 
 def test_a_quality_of_a_short_chain_is_the_whole(bench: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.npy"
     text = done(bench, "sample", "helix.safetensors", "--num-samples", 5, "--quality", "fast", "--out", out)
-    assert "quality fast: dpmpp_2m, 10 steps, precision float32" in text.output
+    assert "quality fast: dpmpp_2m_sde, 10 steps, precision float32" in text.output
 
 
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(
