@@ -11,8 +11,8 @@ import diffusion_fast as df
 from diffusion_fast.cli.options import CHAIN_OPTIONS
 
 # Distance to the data over that of the whole ddpm chain, models of systems A, B, C, D, in
-# benchmarks/results/frontier-quick.json. fast: 2.3, 0.7, 1.0, 0.9; balanced: 0.8, 1.0, 1.0, 0.9 (deterministic
-# solvers have 5.6 on D, which is guided). exact: the chain of the training, with nothing left out.
+# benchmarks/results/frontier-quick.json. fast: 2.3, 0.7, 1.0, 0.9; balanced: 0.8, 1.0, 1.0, 0.9
+# (deterministic solvers have 5.6 on D, which is guided). exact: the chain of the training, nothing left out.
 QUALITIES: dict[str, dict[str, Any]] = {
     "fast": {"solver": "dpmpp_2m_sde", "steps": 12, "spacing": "logsnr", "precision": "auto"},
     "balanced": {"solver": "dpmpp_2m_sde", "steps": 20, "spacing": "logsnr", "precision": "auto"},
