@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion_fast import _checks, _tensors
+from diffusion_fast import _checks, _cpu, _tensors
 from diffusion_fast.module_call import ModuleCall
 from diffusion_fast.plan_validation import MAX_CLASSES
 from diffusion_fast.reference import Fixed
@@ -120,10 +120,8 @@ def fixed_of(
 
 def _rows(name: str, given: Any, n: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """(n, elements) float32 from a tensor or array (n, *shape), or (1, elements) from one of `shape`."""
-    if type(given) is Tensor and given.dtype is torch.float32 and given.shape == (n, *shape):
-        # the usual case, without building a message
-        checked = _checks.finite(name, _tensors.given_near(name, given, torch.float32, given.shape, device))
-        return checked if len(shape) == 1 else checked.reshape(n, math.prod(shape))
+    if len(shape) == 1 and _cpu.finite_floats(given, n, *shape):
+        return given
     accepted = f"a float32 tensor of shape {(n, *shape)}, or {shape} for all samples"
     tensor = given
     if isinstance(given, np.ndarray) and given.dtype.kind == "f":
@@ -136,8 +134,8 @@ def _rows(name: str, given: Any, n: int, shape: tuple[int, ...], device: torch.d
     one = tuple(tensor.shape) == shape
     if not one and tuple(tensor.shape) != (n, *shape):
         raise _checks.bad_value(name, given, accepted)
-    checked = _tensors.given_near(name, tensor, torch.float32, shape if one else (n, *shape), device)
-    return _checks.finite(name, checked).reshape(1 if one else n, math.prod(shape))
+    checked = _tensors.finite_near(name, tensor, shape if one else (n, *shape), device)
+    return checked.reshape(1 if one else n, math.prod(shape))
 
 
 def _context_inputs(given: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,16 +48,20 @@ class Drawing:
 
     def draw(self, call: Call, target: Tensor, progress: bool) -> None:
         """Fills the target and warns of samples that are not finite; MemoryError where a device runs out."""
-        run = self._fill
-        if self.device is not _tensors.CPU and target.is_cpu:
-            run = partial(to_host, self._fill, device=self.device)
+        if not progress:
+            sampler_checks.warn_not_finite(self._run(call, target), call)
+            return
+        with tqdm(total=call.n, unit="sample", unit_scale=True) as bar:
+            sampler_checks.warn_not_finite(self._run(replace(call, bar=bar), target), call)
+            bar.update(call.n - bar.n)
+
+    def _run(self, call: Call, target: Tensor) -> NotFinite:
+        if self.device is _tensors.CPU:
+            return self._fill(call, target)
         with _out_of_memory(call):
-            if not progress:
-                sampler_checks.warn_not_finite(run(call, target), call)
-                return
-            with tqdm(total=call.n, unit="sample", unit_scale=True) as bar:
-                sampler_checks.warn_not_finite(run(replace(call, bar=bar), target), call)
-                bar.update(call.n - bar.n)
+            if target.is_cpu:
+                return to_host(self._fill, call, target, device=self.device)
+            return self._fill(call, target)
 
     def chunks(self, call: Call, size: int, progress: bool, check: Callable[[], None]) -> Iterator[Tensor]:
         """The samples on the CPU, size at a time; those of a device come while the next are drawn there.

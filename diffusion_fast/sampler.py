@@ -358,14 +358,10 @@ class Sampler:
             context=self.conditions.context(context, count, self.device),
             guidance=self._scales(guidance_scale, guidance_weight, count),
             fixed=fixed_of(fixed_mask, fixed_values, fixed_clean, count, self.shape, self.device),
-            x_T=None
-            if x_T is None
-            else sampler_checks.finite_input("x_T", x_T, (count, *self.shape), self.device),
+            x_T=None if x_T is None else _tensors.finite_near("x_T", x_T, (count, *self.shape), self.device),
             noise=None
             if noise is None
-            else sampler_checks.finite_input(
-                "noise", noise, (len(self.table), count, *self.shape), self.device
-            ),
+            else _tensors.finite_near("noise", noise, (len(self.table), count, *self.shape), self.device),
             trajectory=_checks.flag("return_trajectory", return_trajectory),
         )
 

@@ -123,10 +123,6 @@ def check_standardiser(standardiser: Any, shape: tuple[int, ...]) -> Standardise
     return standardiser
 
 
-def finite_input(name: str, tensor: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return _checks.finite(name, _tensors.given_near(name, tensor, torch.float32, shape, device))
-
-
 def warn_not_finite(bad: NotFinite, call: Call) -> None:
     """Waits for a device, but not while a graph is being captured."""
     if isinstance(bad, Tensor):

@@ -103,7 +103,7 @@ class SVDDSampler:
         count, first = _checks.sample_range(n, start)
         _checks.flag("progress", progress)
         if x_T is not None:
-            x_T = sampler_checks.finite_input("x_T", x_T, (count, *self.shape), self.device)
+            x_T = _tensors.finite_near("x_T", x_T, (count, *self.shape), self.device)
         out = _tensors.allocate((count, *self.shape), self.device)
         size = max(1, CANDIDATE_ROWS // self.candidates)
         key = _checks.seed("seed", seed)

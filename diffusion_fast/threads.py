@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffusion_fast import _checks
+from diffusion_fast import _checks, _cpu
 
 MAX_THREADS = 4096
 
@@ -21,7 +21,7 @@ def resolve(threads: Any) -> int:
     """The threads of a call, 1 to 4096; the samples do not depend on them. Raises ValueError, TypeError."""
     if threads is not None:
         return _checks.integer("threads", threads, 1, MAX_THREADS)
-    text = os.environ.get("DIFFUSION_FAST_THREADS", "")
+    text = _cpu.environment("DIFFUSION_FAST_THREADS")
     if not text:
         return torch.get_num_threads()
     if not text.isascii() or not text.isdigit():
