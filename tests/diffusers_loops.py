@@ -48,9 +48,11 @@ def run(
     channels: int = 3,
     begin: int | None = None,
     times: dict[str, Any] | None = None,
+    dense: bool = False,
     **options: Any,
 ) -> list[Tensor]:
-    """prev_sample, and pred_original_sample where there is one, of every step."""
+    """prev_sample, and pred_original_sample where there is one, of every step. dense: the network's output is
+    contiguous, as it is of most models; small tensors take another way then."""
     if steps is not None or times:
         scheduler.set_timesteps(**({"num_inference_steps": steps} if times is None else times))
     if exact:
@@ -64,7 +66,7 @@ def run(
     states = []
     for t in scheduler.timesteps[begin or 0 :]:
         output = network(scheduler.scale_model_input(x, t), channels)
-        made = scheduler.step(output, t, x, return_dict=False, **options)
+        made = scheduler.step(output.contiguous() if dense else output, t, x, return_dict=False, **options)
         x = made[0]
         states += made
     return states

@@ -50,14 +50,21 @@ def noise_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How often each of the kernel's two entries did the work."""
     calls = [0]
-    step = _cpu.reverse_step
+    step, small = _cpu.reverse_step, _cpu.small_step
 
     def counted(*args: Any) -> None:
         calls[0] += 1
         step(*args)
 
+    def counted_small(*args: Any) -> Any:
+        made = small(*args)
+        calls[0] += made is not None
+        return made
+
     monkeypatch.setattr(_cpu, "reverse_step", counted)
+    monkeypatch.setattr(_cpu, "small_step", counted_small)
     yield calls
 
 
@@ -74,11 +81,15 @@ def compare(
     options["noisy"] = name in NOISY or options.pop("noisy", False)
     theirs = run(original(name, **config), **options)
     exact = run(original(name, **config), exact=True, **options)
-    calls[0] = 0
-    scheduler = ours(name, **config)
-    got = run(scheduler, **options)
-    steps = len(scheduler.timesteps) - (options.get("begin") or 0)
-    assert calls[0] >= steps - unfused, f"{config}: the kernel ran {calls[0]} times in {steps} steps"
+    runs = []
+    for dense in (False, True):
+        calls[0] = 0
+        scheduler = ours(name, **config)
+        runs.append(run(scheduler, dense=dense, **options))
+        steps = len(scheduler.timesteps) - (options.get("begin") or 0)
+        assert calls[0] >= steps - unfused, f"{config}: the kernel ran {calls[0]} times in {steps} steps"
+    got = runs[0]
+    assert all(map(torch.equal, *runs)), config
     assert [s.dtype for s in got] == [s.dtype for s in theirs]
     assert all(torch.isfinite(s).all() for s in theirs), config
     assert gap(got, exact) <= 2 * gap(theirs, exact) + 3e-6, config

@@ -92,6 +92,26 @@ def test_timesteps() -> None:
             ours(name).step(START, 3, START)
 
 
+@pytest.mark.parametrize(
+    "name, given",
+    [
+        ("DPMSolverMultistepScheduler", {"timesteps": [9, 5, 5, 1]}),
+        ("EulerDiscreteScheduler", {"timesteps": [1, 5, 9]}),
+        ("EulerDiscreteScheduler", {"sigmas": [9.0, 1.0, 5.0]}),
+        ("EulerDiscreteScheduler", {"sigmas": [9.0, float("nan"), 5.0]}),
+        ("HeunDiscreteScheduler", {"timesteps": [1, 5, 9]}),
+        ("DDPMScheduler", {"timesteps": [9, 5, 5]}),
+    ],
+)
+def test_lists_that_do_not_descend(name: str, given: dict[str, list[float]]) -> None:
+    scheduler = ours(name)
+    (key,) = given
+    before = scheduler.timesteps.clone()
+    with pytest.raises(ValueError, match=rf"{key}\[\d\], {key}\[\d\]: got .*; accepted: .*strictly descends"):
+        scheduler.set_timesteps(**given)
+    assert torch.equal(scheduler.timesteps, before)
+
+
 def test_learned_variance_needs_its_channels() -> None:
     scheduler = ours("DDPMScheduler", variance_type="learned_range")
     with pytest.raises(ValueError, match=r"model_output: .*twice the 3 channels"):

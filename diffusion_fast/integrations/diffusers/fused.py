@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -157,17 +158,34 @@ class IndexedStep(FusedStep):
 
 
 def prepared(original: Any) -> Callable[..., None]:
-    """A set_timesteps with the original's signature that also makes the rows of the run to come."""
+    """A set_timesteps with the original's signature that also makes the rows of the run to come.
+
+    Lists that do not strictly descend are refused, of which some originals make NaN.
+    """
     set_timesteps: Callable[..., None] = original.set_timesteps
+    signature = inspect.signature(set_timesteps)
 
     @functools.wraps(set_timesteps)
     def prepared_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(self, *args, **kwargs).arguments
+        for name in ("timesteps", "sigmas"):
+            if given.get(name) is not None:
+                _check_descending(name, given[name])
         set_timesteps(self, *args, **kwargs)
         if self._is_made and self._refresh():  # one constructor sets its timesteps too
             for key in self._usual_keys():
                 self._row(key)
 
     return prepared_timesteps
+
+
+def _check_descending(name: str, given: Any) -> None:
+    values = torch.as_tensor(given, dtype=torch.float64).flatten()
+    wrong = (~(values[:-1] > values[1:])).nonzero().flatten()
+    if len(wrong):
+        at = int(wrong[0])
+        pair = [float(value) for value in values[at : at + 2]]
+        raise _checks.bad_value(f"{name}[{at}], {name}[{at + 1}]", pair, "a list that strictly descends")
 
 
 def checked(original: Any) -> Callable[..., None]:
