@@ -21,6 +21,7 @@ TESTS = {
     "address": [
         "test_activations.py",
         "test_addends.py",
+        "test_bfloat16.py",
         "test_blocks.py",
         "test_chain.py",
         "test_chain_bits.py",
@@ -29,6 +30,7 @@ TESTS = {
         "test_functions.py",
         "test_fuzz.py",
         "test_guidance.py",
+        "test_network_table.py",
         "test_noise.py",
         "test_ops.py",
         "test_ops_guidance.py",
@@ -38,6 +40,7 @@ TESTS = {
         "test_small_step.py",
         "test_thread_safety.py",
         "test_tile_ops.py",
+        "test_usual_case.py",
     ],
     "thread": [
         "test_blocks.py",

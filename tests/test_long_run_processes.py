@@ -20,8 +20,10 @@ from typing import Any
 import cli_bench
 import numpy as np
 import pytest
+import torch
 
 import diffusion_fast as df
+from diffusion_fast.long_runs import distributed
 from diffusion_fast.long_runs.writers import RowFiles
 from diffusion_fast.models import MLPDenoiser
 
@@ -362,3 +364,28 @@ def test_a_billion_samples_in_flat_memory(tmp_path: Path) -> None:
     assert max(peaks) < 600_000
     assert max(peaks) - middle < 20_000
     print(f"{stdout}peak {max(peaks) / 1000:.0f} MB")
+
+
+def test_a_rank_that_has_not_come_has_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be importing, or making its table; once it has come, its signs must."""
+    store = torch.distributed.HashStore()
+    ranks = distributed.Ranks(store, 0, 2)
+    clock = [0.0]
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
+
+    def check_at(seconds: float) -> None:
+        clock[0] = seconds
+        ranks.check()
+
+    check_at(0.0)
+    check_at(distributed.START_SECONDS - 1)
+    with pytest.raises(TimeoutError, match=f"rank 1 .* for {distributed.START_SECONDS:g} seconds"):
+        check_at(distributed.START_SECONDS + 2)
+    store.add("1/came", 1)
+    with pytest.raises(TimeoutError, match=f"rank 1 .* for {distributed.SILENT_SECONDS:g} seconds"):
+        check_at(distributed.START_SECONDS + 4)
+    store.add("1/signs", 1)
+    check_at(1000.0)
+    check_at(1000.0 + distributed.SILENT_SECONDS - 1)
+    with pytest.raises(TimeoutError, match=f"for {distributed.SILENT_SECONDS:g} seconds"):
+        check_at(1000.0 + distributed.SILENT_SECONDS + 2)

@@ -158,8 +158,11 @@ class Ranks:
         before, since = self._heard.get(rank, (-1, now))
         if sign != before:
             self._heard[rank] = sign, now
-        elif now - since > SILENT_SECONDS:
-            why = f"rank {rank} has given no sign of life for {SILENT_SECONDS:g} seconds"
+            return
+        came = self._store.check([f"{rank}/came"])  # else it is still importing
+        limit = SILENT_SECONDS if came else START_SECONDS
+        if now - since > limit:
+            why = f"rank {rank} has given no sign of life for {limit:g} seconds"
             raise TimeoutError(errno.ETIMEDOUT, why)
 
     # ---- the run
