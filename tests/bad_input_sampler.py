@@ -16,6 +16,22 @@ def ones(shape: tuple[int, ...], **options: Any) -> torch.Tensor:
     return torch.ones(shape, **options)
 
 
+class Matrix(nn.Module):
+    """Multiplies by a matrix of any layout."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(matrix)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x @ self.matrix.to_dense()
+
+
+def scripted() -> nn.Module:
+    """A module with a part that has left Python."""
+    return nn.Sequential(torch.jit.trace(nn.ReLU(), ones((2, 2)))).eval()
+
+
 class WithContext(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         return x + context[:, :2]
@@ -45,6 +61,17 @@ SAMPLER_CASES = [
     Case("Sampler model", "infinite weight", lambda b: b.make(spoilt(-INF), backend="torch"),
          V, r"-inf at index \(3,\)", "finite", r"model\.model\.0\.bias"),
     Case("Sampler model", "device", lambda b: b.make(net().to(META)), V, "on meta", r"CPU"),
+    Case("Sampler model", "not initialised", lambda b: b.make(nn.LazyLinear(2).eval(), shape=2),
+         V, "not initialised", "call the lazy module", r"model\.weight"),
+    Case("Sampler model", "sparse", lambda b: b.make(Matrix(torch.eye(2).to_sparse()).eval(), shape=2),
+         V, "sparse_coo", "dense", r"model\.matrix"),
+    Case("Sampler model", "compressed rows, torch",
+         lambda b: b.make(Matrix(torch.eye(2).to_sparse_csr()).eval(), shape=2, backend="torch"),
+         V, "sparse_csr", "dense", r"model\.matrix"),
+    Case("Sampler model", "TorchScript", lambda b: b.make(torch.jit.script(Wide()).eval(), shape=2),
+         V, "TorchScript module RecursiveScriptModule", "that torch.jit.script or"),
+    Case("Sampler model", "traced", lambda b: b.make(scripted(), shape=2, backend="torch"),
+         V, "TorchScript module TopLevelTracedModule", "torch.jit.trace was given"),
     Case("Sampler model", "called with more than it takes",
          lambda b: b.make(nn.LayerNorm(2).eval(), shape=2, backend="native"),
          V, "TypeError", r"module\(x, t\)"),

@@ -248,6 +248,8 @@ CASES = [
     Case("train model", "NaN weight", lambda b: b.train(spoilt(NAN)),
          V, "nan at", "finite", r"model\.model\.0\.bias"),
     Case("train model", "float64", lambda b: b.train(net().double()), V, "float64", "float32"),
+    Case("train model", "not initialised", lambda b: b.train(nn.LazyLinear(2)),
+         V, "not initialised", "call the lazy module", r"model\.weight"),
     Case("train schedule", "longer than model.n_steps",
          lambda b: b.train(schedule=df.NoiseSchedule.linear(11)), V, "11 steps", "n_steps = 10"),
     Case("train data", "list", lambda b: b.train(data=[[0.0, 1.0]]), Ty, r"\[\[0\.0", "array or tensor"),
@@ -402,6 +404,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bad_input")
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore:Sparse .* beta state:UserWarning")
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.argument}: {case.fault}" for case in CASES])
 def test_bad_input(case: Case, folder: Path) -> None:
     bench = Bench(folder)
