@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from diffusion_fast import _cpu
 
@@ -23,7 +24,8 @@ MAX_SAMPLES = 1 << 48  # sample indices are 48 bits of the Philox counter
 def describe(value: Any) -> str:
     """One short phrase for a value of any type, for use in error messages."""
     if isinstance(value, torch.Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+        layout = "" if value.layout is torch.strided else f"{value.layout} "
+        return f"a {value.dtype} {layout}tensor of shape {tuple(value.shape)} on {value.device}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"a {value.dtype} array of shape {tuple(value.shape)}"
     text = " ".join(line.strip() for line in repr(value).splitlines())
@@ -101,6 +103,15 @@ def readable(name: str, tensor: torch.Tensor, accepted: str) -> torch.Tensor:
     if tensor.layout is not torch.strided or tensor.device.type == "meta":
         raise bad_value(name, tensor, accepted)
     return tensor
+
+
+def weights(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter or buffer of a module, detached: it has values, and where it is of floats finite ones."""
+    if is_lazy(tensor):
+        accepted = "weights with values: call the lazy module once"
+        raise bad_value(name, "one that is not initialised", accepted)
+    values = readable(name, tensor.detach(), "dense weights with values")
+    return finite(name, values) if values.is_floating_point() else values
 
 
 def class_labels(name: str, labels: Any, n: int, high: int, accepted: str) -> torch.Tensor:

@@ -25,12 +25,15 @@ def check_target(
 ) -> Path:
     """The file to write, once it is sure that it can be written; a ValueError of the argument `name` else.
 
-    to_replace: how the caller is told to replace a file that exists.
+    suffixes: of the kinds that the caller writes; none where it writes one kind under any name. to_replace:
+    how the caller is told to replace a file that exists.
     """
+    accepted = f"a file name ending in {', '.join(suffixes)}" if suffixes else "a file name"
+    if "\0" in os.fspath(path):
+        raise refusal(name, path, "with a null character", accepted)
     target = Path(os.path.realpath(path))  # a link stays a link, to the new content
-    suffix = target.suffix.lower()
-    accepted = f"a file name ending in {', '.join(suffixes)}"
-    if suffix not in suffixes:
+    suffix = target.suffix.lower() if suffixes else ""
+    if suffixes and suffix not in suffixes:
         raise refusal(name, path, "of no kind that can be written", accepted)
     if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise refusal(name, path, "which needs pyarrow", "this after pip install diffusion_fast[parquet]")

@@ -119,17 +119,18 @@ def empty_like(x: Tensor) -> Tensor:
     return torch.empty(0, dtype=x.dtype).set_(memory.untyped_storage(), 0, x.shape)  # type: ignore[call-overload]
 
 
-def allocate(shape: Sequence[int], device: torch.device = CPU) -> Tensor:
-    """An uninitialised float32 tensor; the first axis but one that is too long is named n."""
+def allocate(shape: Sequence[int], device: torch.device = CPU, name: str = "n") -> Tensor:
+    """An uninitialised float32 tensor. name: the argument to blame for one too large, n or chunk_size."""
     size = 4 * math.prod(shape)
     if size >= 1 << 62:
-        raise _checks.bad_value("n", shape, "an output below 2^62 bytes")
+        raise _checks.bad_value(name, shape, "an output below 2^62 bytes")
     try:
         if device is CPU:
             return torch.empty(tuple(shape), dtype=torch.float32)
         return torch.empty(tuple(shape), dtype=torch.float32, device=device)
     except RuntimeError as error:  # torch's allocator raises no MemoryError
+        less = "stream()" if device is CPU else "stream(), or out= with memory on the CPU"
         raise MemoryError(
-            f"n: an output of shape {tuple(shape)} needs {size / 2**30:.1f} GiB on {_the(device)}; use "
-            + ("stream()" if device is CPU else "stream(), or out= with memory on the CPU")
+            f"{name}: an output of shape {tuple(shape)} needs {size / 2**30:.1f} GiB on {_the(device)}; use "
+            + (less if name == "n" else "a smaller one")
         ) from error

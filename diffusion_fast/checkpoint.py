@@ -20,7 +20,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from diffusion_fast import _checks, _schema
-from diffusion_fast._files import replacing
+from diffusion_fast._files import check_target, replacing
 from diffusion_fast.models import ConditionalMLPDenoiser, MLPDenoiser
 from diffusion_fast.sampler import Sampler
 from diffusion_fast.schedules import NoiseSchedule
@@ -89,9 +89,11 @@ def save(
         standardiser: of the model's dim; samples are brought back to the data's units with it.
         metadata: a dictionary of JSON values to keep with it, such as the prediction type.
 
-    Raises ValueError or TypeError for other arguments, OSError where the file cannot be written.
+    Raises ValueError or TypeError for other arguments, among them a path where no file can be written, and
+    OSError where writing fails all the same.
     """
-    target = _path(path)
+    _check_type(path)
+    target = check_target(path, (), replace=True)
     if MODEL_CLASSES.get(type(model).__name__) is not type(model):
         raise TypeError(f"model: got a {type(model).__name__}; accepted: a {' or '.join(MODEL_CLASSES)}")
     if not isinstance(schedule, NoiseSchedule):
@@ -127,7 +129,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     Raises FileNotFoundError, and ValueError, which names what is wrong, for a file of another format or
     version, cut short, with an unknown model class, missing, additional or misshapen tensors, or NaN in them.
     """
-    file = _path(path)
+    _check_type(path)
+    file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"path: got {str(file)!r}, which is no file; accepted: a checkpoint file")
     try:
@@ -157,10 +160,9 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(model.eval(), schedule, standardiser, header["metadata"])
 
 
-def _path(path: Any) -> Path:
+def _check_type(path: Any) -> None:
     if not isinstance(path, (str, os.PathLike)):
         raise _checks.bad_type("path", path, "a str or a path")
-    return Path(path)
 
 
 def _header(text: str | None) -> dict[str, Any]:

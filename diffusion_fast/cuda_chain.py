@@ -97,7 +97,7 @@ def copied_out(
 
     for at in range(0, call.n, size):
         i, part = at // size % 2, replace(call.part(at, min(at + size, call.n)), bar=None)
-        made = _tensors.allocate((*shape[:axis], part.n, *shape[axis + 1 :]), device)
+        made = torch.empty((*shape[:axis], part.n, *shape[axis + 1 :]), dtype=torch.float32, device=device)
         mask = fill(part, made)
         copies.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(copies):

@@ -19,12 +19,13 @@ from diffusion_fast.torch_chain import DEVICE_CHUNK, MODULE_CHUNK, Call, ModuleC
 
 
 @contextmanager
-def _out_of_memory(call: Call) -> Iterator[None]:
+def _out_of_memory(name: str, given: int, smaller: str) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        accepted = "what there is memory for: a smaller n, stream(), or out= with memory on the CPU"
-        raise MemoryError(f"n: got {call.n}; accepted: {accepted} ({error})") from error
+        raise MemoryError(
+            f"{name}: got {given}; accepted: what there is memory for: {smaller} ({error})"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Drawing:
     def _run(self, call: Call, target: Tensor) -> NotFinite:
         if self.device is _tensors.CPU:
             return self._fill(call, target)
-        with _out_of_memory(call):
+        with _out_of_memory("n", call.n, "a smaller n, stream(), or out= with memory on the CPU"):
             if target.is_cpu:
                 return to_host(self._fill, call, target, device=self.device)
             return self._fill(call, target)
@@ -72,7 +73,7 @@ class Drawing:
             for at in range(0, call.n, size):
                 check()
                 part = call.part(at, min(at + size, call.n))
-                target = self.target(part, None)
+                target = _tensors.allocate(self._shape(part), name="chunk_size")
                 self.draw(part, target, progress)
                 yield target
             return
@@ -80,12 +81,12 @@ class Drawing:
         with tqdm(total=call.n, unit="sample", unit_scale=True, disable=not progress) as bar:
             for _ in range(0, call.n, size):
                 check()
-                yield self._next(drawn, call, bar)
+                yield self._next(drawn, call, size, bar)
 
-    def _next(self, drawn: Iterator[tuple[int, Tensor, Tensor]], call: Call, bar: Any) -> Tensor:
-        with _out_of_memory(call):
+    def _next(self, drawn: Iterator[tuple[int, Tensor, Tensor]], call: Call, size: int, bar: Any) -> Tensor:
+        with _out_of_memory("chunk_size", size, "a smaller one"):
             at, samples, bad = next(drawn)
-        chunk = _tensors.allocate(samples.shape).copy_(samples)
+        chunk = _tensors.allocate(samples.shape, name="chunk_size").copy_(samples)
         sampler_checks.warn_not_finite(bad, call.part(at, at + len(bad)))
         bar.update(len(bad))
         return chunk

@@ -277,7 +277,7 @@ class Sampler:
         for name in unknown:
             if name in ("out", "x_T", "noise"):
                 raise _checks.bad_value(name, unknown[name], "nothing here: call sample for each chunk")
-            raise TypeError(f"stream: got an unknown argument {name!r}; accepted: those of sample")
+            _checks.choice("options of stream", name, list(inspect.signature(self.stream).parameters)[1:-1])
         call = self._prepare(
             n,
             seed=seed,

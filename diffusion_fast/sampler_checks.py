@@ -25,6 +25,10 @@ def check_model(model: Any, schedule: Any, time_input: str) -> torch.device:
     """The device of the model's weights; the CPU where it has none."""
     if not isinstance(model, nn.Module):
         raise _checks.bad_type("model", model, "a torch.nn.Module")
+    for part in model.modules():
+        if isinstance(part, torch.jit.ScriptModule):  # no Python to capture, no dicts to watch
+            accepted = "the torch.nn.Module that torch.jit.script or torch.jit.trace was given"
+            raise _checks.bad_value("model", f"the TorchScript module {type(part).__name__}", accepted)
     check_eval_mode(model.modules())
     if not isinstance(schedule, (NoiseSchedule, SigmaSchedule, FlowSchedule)):
         raise _checks.bad_type("schedule", schedule, "a NoiseSchedule, SigmaSchedule or FlowSchedule")
@@ -39,8 +43,7 @@ def check_model(model: Any, schedule: Any, time_input: str) -> torch.device:
             accepted = "a module on the CPU or on one CUDA device, all of it: model.to(device)"
             others = "" if tensor.device == place else f", {tensors[0][0]} on {place}"
             raise _checks.bad_value("model", f"{name} on {tensor.device}{others}", accepted)
-        if tensor.is_floating_point():
-            _checks.finite(f"model.{name}", tensor.detach())
+        _checks.weights(f"model.{name}", tensor)
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise _checks.bad_value(f"model.{name}", parameter, "float32 weights: model.float()")

@@ -312,8 +312,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     if not isinstance(model, nn.Module):
         raise _checks.bad_type("model", model, "a torch.nn.Module")
     for name, parameter in model.named_parameters():
-        readable = _checks.readable(f"model.{name}", parameter.detach(), "weights with values")
-        _checks.finite(f"model.{name}", readable)
+        _checks.weights(f"model.{name}", parameter)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model: got one without trainable parameters; accepted: a module that has some")

@@ -16,6 +16,22 @@ def ones(shape: tuple[int, ...], **options: Any) -> torch.Tensor:
     return torch.ones(shape, **options)
 
 
+class Matrix(nn.Module):
+    """Multiplies by a matrix of any layout."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(matrix)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x @ self.matrix.to_dense()
+
+
+def scripted() -> nn.Module:
+    """A module with a part that has left Python."""
+    return nn.Sequential(torch.jit.trace(nn.ReLU(), ones((2, 2)))).eval()
+
+
 class WithContext(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         return x + context[:, :2]
@@ -45,6 +61,17 @@ SAMPLER_CASES = [
     Case("Sampler model", "infinite weight", lambda b: b.make(spoilt(-INF), backend="torch"),
          V, r"-inf at index \(3,\)", "finite", r"model\.model\.0\.bias"),
     Case("Sampler model", "device", lambda b: b.make(net().to(META)), V, "on meta", r"CPU"),
+    Case("Sampler model", "not initialised", lambda b: b.make(nn.LazyLinear(2).eval(), shape=2),
+         V, "not initialised", "call the lazy module", r"model\.weight"),
+    Case("Sampler model", "sparse", lambda b: b.make(Matrix(torch.eye(2).to_sparse()).eval(), shape=2),
+         V, "sparse_coo", "dense", r"model\.matrix"),
+    Case("Sampler model", "compressed rows, torch",
+         lambda b: b.make(Matrix(torch.eye(2).to_sparse_csr()).eval(), shape=2, backend="torch"),
+         V, "sparse_csr", "dense", r"model\.matrix"),
+    Case("Sampler model", "TorchScript", lambda b: b.make(torch.jit.script(Wide()).eval(), shape=2),
+         V, "TorchScript module RecursiveScriptModule", "that torch.jit.script or"),
+    Case("Sampler model", "traced", lambda b: b.make(scripted(), shape=2, backend="torch"),
+         V, "TorchScript module TopLevelTracedModule", "torch.jit.trace was given"),
     Case("Sampler model", "called with more than it takes",
          lambda b: b.make(nn.LayerNorm(2).eval(), shape=2, backend="native"),
          V, "TypeError", r"module\(x, t\)"),
@@ -183,7 +210,8 @@ SAMPLER_CASES = [
     Case("sample labels", "beyond int64", lambda b: b.draw(sampler=b.by_class, labels=[0, 1, 2, 2**70]),
          Either, r"\d{19}", "integer"),
     Case("sample labels", "unsigned and too large",
-         lambda b: b.draw(sampler=b.by_class, labels=np.array([0, 1, 2, 2**63], np.uint64)), V, "", "0 to 3"),
+         lambda b: b.draw(sampler=b.by_class, labels=np.array([0, 1, 2, 2**63], np.uint64)),
+         V, str(2**63), "0 to 3"),
     Case("sample labels", "sparse",
          lambda b: b.draw(sampler=b.by_class, labels=torch.ones(4, dtype=torch.int64).to_sparse()),
          Either, "tensor", "integer"),
@@ -219,7 +247,7 @@ SAMPLER_CASES = [
     Case("sample out", "expanded", lambda b: b.draw(out=b.out(1, 2).expand(4, 2)),
          V, r"strides \(0, 1\)", "contiguous"),
     Case("sample out", "requires grad", lambda b: b.draw(out=b.out().requires_grad_()),
-         V, "requires grad", ""),
+         V, "requires grad", r"out\.detach\(\)"),
     Case("sample out", "read-only array", lambda b: b.draw(out=b.array(4, 2, read_only=True)),
          V, "read-only", "writable"),
     Case("sample out", "array not contiguous", lambda b: b.draw(out=b.array(4, 4)[:, ::2]),
@@ -235,6 +263,9 @@ SAMPLER_CASES = [
     Case("stream n", "negative", lambda b: b.sampler.stream(-1), V, "-1", "from 0"),
     Case("stream chunk_size", "zero", lambda b: b.sampler.stream(4, 0), V, "0", "from 1"),
     Case("stream chunk_size", "float", lambda b: b.sampler.stream(4, 1e3), Ty, "1000.0", "integer"),
+    Case("stream chunk_size", "2^62 bytes",
+         lambda b: next(b.make(Wide().eval(), shape=1 << 20).stream(2**48, 2**45)),
+         V, r"\(35184372088832, 1048576\)", r"2\^62"),
     Case("stream seed", "string", lambda b: b.sampler.stream(4, seed="0"), Ty, "'0'", "integer"),
     Case("stream labels", "length", lambda b: b.by_class.stream(4, labels=[0]), V, r"\[0\]", r"\(4,\)"),
     Case("stream threads", "zero", lambda b: b.sampler.stream(4, threads=0), V, "0", "1 to 4096"),
@@ -242,6 +273,10 @@ SAMPLER_CASES = [
          V, "tensor", "call sample"),
     Case("stream x_T", "not accepted", lambda b: b.sampler.stream(4, x_T=b.out()),
          V, "tensor", "call sample"),
+    Case("stream options", "misspelt", lambda b: b.by_class.stream(4, lables=1),
+         V, "'lables'", "chunk_size, seed, .*, threads .did you mean 'labels'", "options of stream"),
+    Case("stream options", "of another name", lambda b: b.sampler.stream(4, chunk=2),
+         V, "'chunk'", "did you mean 'chunk_size'", "options of stream"),
     Case("df.sample n", "negative", lambda b: df.sample(b.model, SCHEDULE, -1), V, "-1", "from 0"),
     Case("df.sample out", "dim", lambda b: df.sample(b.model, SCHEDULE, 4, out=b.out(3, 2)),
          V, r"\(3, 2\)", r"\(4, 2\)"),

@@ -7,9 +7,11 @@ One row per (argument, fault). `call` gets an empty folder; every message has th
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import struct
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,6 +174,24 @@ CASES = [
     Case("npz path", "several arrays", lambda f: npz(f, a=GRID, b=GRID), V, "arrays a, b", "'x'"),
     Case("npz path", "pickled objects", lambda f: npz(f, x=np.array([{}] * 20)),
          V, "Object arrays", "archive"),
+    Case("npz path", "encrypted", lambda f: raw(f, "bad.npz", zipped(("x.npy", npy_bytes(f)), flags=1)),
+         V, "cannot be read.*encrypted", "archive"),
+    Case("npz path", "unknown method",
+         lambda f: raw(f, "bad.npz", zipped(("x.npy", npy_bytes(f)), method=99)),
+         V, "cannot be read.*compression method", "archive"),
+    Case("npz path", "unknown version",
+         lambda f: raw(f, "bad.npz", zipped(("x.npy", npy_bytes(f)), version=173)),
+         V, "cannot be read.*17.3", "archive"),
+    Case("npz path", "damaged bzip2",
+         lambda f: raw(f, "bad.npz", zipped(("x.npy", b"BZh9" + bytes(99)), method=zipfile.ZIP_BZIP2)),
+         V, "cannot be read", "archive"),
+    Case("npz path", "damaged LZMA",
+         lambda f: raw(f, "bad.npz", zipped(("x.npy", b"\4\6\5\0" + b"\xff" * 99), method=zipfile.ZIP_LZMA)),
+         V, "cannot be read", "archive"),
+    Case("npz path", "text", lambda f: raw(f, "bad.npz", zipped(("x", b"1,2"))), V, "'x' is no array", "'x'"),
+    Case("npz path", "names of columns as text",
+         lambda f: raw(f, "bad.npz", zipped(("x.npy", npy_bytes(f)), ("columns", b"a,b"))),
+         V, "'columns' is no array", "archive"),
     Case("npz path", "three axes", lambda f: npz(f, x=np.ones((20, 2, 2))), V, r"'x'.*\(20, 2, 2\)", "dim"),
     Case("npz path", "complex", lambda f: npz(f, x=GRID * 1j), V, "complex128", "real numbers"),
     Case("npz path", "NaN", lambda f: npz(f, x=with_value(NAN), y=HALVES), V, "nan in row 17", "finite"),
@@ -313,6 +333,18 @@ CASES = [
 def npy_bytes(folder: Path) -> bytes:
     np.save(folder / "good.npy", GRID)
     return (folder / "good.npy").read_bytes()
+
+
+def zipped(*members: tuple[str, bytes], version: int = 20, flags: int = 0, method: int = 0) -> bytes:
+    """An archive of these members, the first said to be of this version, flags and method."""
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w") as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    data = bytearray(memory.getvalue())
+    struct.pack_into("<HH", data, 6, flags, method)  # of the first member, and in the directory
+    struct.pack_into("<HHH", data, data.index(b"PK\1\2") + 6, version, flags, method)
+    return bytes(data)
 
 
 def npz_bytes(folder: Path) -> bytes:

@@ -132,6 +132,15 @@ PROGRAMS: dict[str, tuple[Body, str]] = {
         "linear, binary mul, binary mul, binary mul, binary add, map abs, map add, map reciprocal, "
         "binary add, linear",
     ),
+    "a power of two": (
+        lambda m, x, t, y: m.last(2 ** m.first(x) + torch.tensor(0.3) ** (x @ m.first.weight.T)),
+        "linear exp, linear exp, binary add, linear",
+    ),
+    "exp2": (lambda m, x, t, y: m.short(x.exp2()), "map mul, map exp, linear"),
+    "leaky with a slope of its own": (
+        lambda m, x, t, y: m.last(nnf.prelu(m.first(x), m.offset[0, :1])),
+        "linear leaky_relu, linear",
+    ),
     "a large shift stays before the layer": (
         lambda m, x, t, y: m.short(x - 1000.0),
         "map add, linear",

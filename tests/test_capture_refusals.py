@@ -55,7 +55,12 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         "no fused kernel",
     ),
     "outer product": (lambda m, x, t, y: m.short((x[:, :, None] @ x[:, None, :])[:, 0]), "no fused kernel"),
-    "power of x": (lambda m, x, t, y: m.short(2**x), "no fused kernel"),
+    "power of x": (lambda m, x, t, y: m.short(x**x), "no fused kernel"),
+    "power of a negative number": (lambda m, x, t, y: m.short((-2) ** x), "no fused kernel"),
+    "a slope for each feature": (
+        lambda m, x, t, y: m.last(nnf.prelu(m.first(x), m.offset[0])),
+        "no fused kernel",
+    ),
     "rounding": (lambda m, x, t, y: m.short(x.round()), "no fused kernel"),
     "rounded quotient": (lambda m, x, t, y: m.short(torch.div(x, 2, rounding_mode="floor")), "no fused"),
     "sum of absolute values": (lambda m, x, t, y: x / (x.norm(p=1, dim=1, keepdim=True) + 1), "no fused"),

@@ -96,6 +96,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(good, monkeypatch):
     assert load(good).model.dim == 3
 
 
+def test_a_link_stays_a_link(tmp_path, good):
+    link = tmp_path / "latest"
+    link.symlink_to(good.name)
+    save(link, make_model(dim=3), SCHEDULE)
+    assert link.is_symlink() and load(good).model.dim == 3
+
+
 def test_save_refuses_before_it_writes(tmp_path):
     path = tmp_path / "x.safetensors"
     broken = make_model()

@@ -107,6 +107,8 @@ def test_running_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         MemoryError, match=r"n: an output of shape \(4, 3\).*on cuda:0; use stream\(\), or out="
     ):
         sampler.sample(4)
+    with pytest.raises(MemoryError, match=r"chunk_size: got 3; accepted: .*a smaller one"):
+        next(sampler.stream(4, 3))
     monkeypatch.setattr(torch, "aminmax", lambda *_, **__: exhausted(1, device="cuda"))
     monkeypatch.setattr(torch, "empty", there)
     with pytest.raises(MemoryError, match=r"n: got 4; accepted: .*a smaller n, stream"):

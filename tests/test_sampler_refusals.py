@@ -148,6 +148,13 @@ def test_a_sampler_does_not_change(name: str) -> None:
         setattr(sampler, name, None)
 
 
+def test_chunks_that_no_memory_holds_are_too_large(sampler: df.Sampler) -> None:
+    with pytest.raises(MemoryError, match=r"^chunk_size: .*GiB on the CPU; use a smaller one"):
+        next(sampler.stream(1 << 48, chunk_size=1 << 47))
+    with pytest.raises(MemoryError, match=r"^n: .*GiB on the CPU; use stream"):
+        sampler.sample(1 << 47)
+
+
 def test_random_state_is_left_alone(sampler: df.Sampler) -> None:
     before = torch.get_rng_state()
     df.Sampler(sampler.model, SCHEDULE, steps=3).sample(10)

@@ -154,6 +154,14 @@ def function(name: str) -> Rule:
     return lambda low, node: low.build.map(_own(low, node), name)
 
 
+def prelu(low: Lowering, node: fx.Node) -> Expr | None:
+    """With one slope for all features, which is leaky_relu."""
+    slopes = low.constant(node.args[1], node, "its slopes depend on the step, the class or x")
+    if slopes.numel() != 1:
+        return None
+    return low.build.map(_own(low, node), "leaky_relu", float(slopes))
+
+
 def softplus(low: Lowering, node: fx.Node) -> Expr | None:
     """softplus(beta x) / beta; the threshold, for beta x, has to be the usual one."""
     beta = number(node, "beta", 1)
@@ -238,13 +246,15 @@ def log_of_base(base: float) -> Rule:
 
 
 def power(low: Lowering, node: fx.Node) -> Expr | None:
-    """x^c. The exponents that modules use are products and roots, as torch computes them."""
-    build, tail = low.build, tuple(tail_of(node))
-    exponent = low.read(node.args[1], tail, node)
+    """x^c, for the exponents that modules use products and roots, as torch has them; c^x = exp(x ln c)."""
+    build = low.build
+    x, exponent = _both(low, node)
     c = exponent.scalar if isinstance(exponent, Table) else None
     if c is None:
-        return None
-    x = low.read(node.args[0], tail, node)
+        base = x.scalar if isinstance(x, Table) else None
+        if base is None or not 0 < base < math.inf:
+            return None
+        return build.map(build.scale(exponent, math.log(base)), "exp")
     small: dict[float, Callable[[], Expr]] = {
         0.0: lambda: build.number(x.width, 1.0),
         1.0: lambda: x,
@@ -256,6 +266,10 @@ def power(low: Lowering, node: fx.Node) -> Expr | None:
         -2.0: lambda: build.map(build.mul(x, x), "reciprocal"),
     }
     return small[c]() if c in small else build.map(x, "pow", c)
+
+
+def exp2(low: Lowering, node: fx.Node) -> Expr:
+    return low.build.map(low.build.scale(_own(low, node), math.log(2)), "exp")
 
 
 def backward(name: str) -> Rule:
@@ -363,6 +377,7 @@ RULES: dict[str, Rule] = {
         for name in ("tanh", "sigmoid", "silu", "mish", "leaky_relu", "gelu", "softplus", "elu")
     },
     "threshold_backward": backward("relu"),
+    "prelu": prelu,
     "softplus": softplus,
     "elu": elu,
     "celu": celu,
@@ -383,6 +398,7 @@ RULES: dict[str, Rule] = {
     "log2": log_of_base(2.0),
     "log10": log_of_base(10.0),
     "pow": power,
+    "exp2": exp2,
     "glu": glu,
     "copy": copy,
     "fill": copy,

@@ -17,13 +17,19 @@ import numpy as np
 
 from diffusion_fast import _checks
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python built without it, whose zipfile reads no such archive
+    LZMAError = zlib.error  # type: ignore[assignment, misc]
+
 ROW_NAMES = ("x", "X")  # of the rows in an archive of several arrays
 COLUMN_NAMES = "columns"  # of the names of the columns in an archive
 # What readers raise for damaged files; MemoryError where a header claims too much, and what Python's own
-# parser raises for the header of an .npy file, which is a dictionary of its.
+# parser raises for the header of an .npy file, which is a dictionary of its. RuntimeError is zipfile's for
+# what is encrypted, and with NotImplementedError for a method or version that it does not know.
 UNREADABLE = (
-    *(ValueError, EOFError, OverflowError, MemoryError, csv.Error, zipfile.BadZipFile, zlib.error),
-    *(SyntaxError, RecursionError, tokenize.TokenError),
+    *(ValueError, EOFError, OverflowError, MemoryError, RuntimeError),
+    *(csv.Error, zipfile.BadZipFile, zlib.error, LZMAError, SyntaxError, tokenize.TokenError),
 )
 
 
@@ -61,9 +67,12 @@ def read_npz(file: Path, label_column: str | None) -> Content:
         if len(chosen) != 1:
             found = f"with the arrays {', '.join(archive.files)}" if archive.files else "an empty archive"
             raise bad_file(file, found, accepted)
-        rows = archive[chosen[0]]
-        labels = archive[label_column] if label_column in archive.files else None
-        given = archive[COLUMN_NAMES] if COLUMN_NAMES in archive.files else None
+        used = [name for name in (chosen[0], label_column, COLUMN_NAMES) if name in archive.files]
+        arrays = {name: archive[name] for name in used}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # NumPy gives the bytes of other files
+            raise bad_file(file, f"whose {name!r} is no array", accepted)
+    rows, labels, given = arrays[chosen[0]], arrays.get(label_column), arrays.get(COLUMN_NAMES)
     content = _matrix(file, f"array {chosen[0]!r}: ", rows)
     if given is not None:
         if given.dtype.kind != "U" or given.shape != (len(content.columns),):
@@ -167,8 +176,8 @@ def _readable(file: Path, accepted: str) -> Iterator[None]:
     try:
         yield
     except (*UNREADABLE, OSError) as error:
-        # zipfile seeks to where a damaged archive says, be it before the file's beginning
-        damaged = not isinstance(error, OSError) or error.errno == errno.EINVAL
+        # zipfile seeks to where a damaged archive says, be it before the file's beginning; bz2 gives no errno
+        damaged = not isinstance(error, OSError) or error.errno in (errno.EINVAL, None)
         if not damaged or str(error).startswith("path: "):
             raise
         raise unreadable(file, error, accepted) from error

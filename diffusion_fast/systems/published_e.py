@@ -86,7 +86,7 @@ def load_published(path: str | os.PathLike[str]) -> tuple[CNNDenoiser, NoiseSche
         ]
         model = CNNDenoiser([len(bias) for bias in convolutions], len(schedule.betas))
         model.load_state_dict(weights)
-    except (*UNREADABLE, AttributeError, KeyError, RuntimeError, TypeError) as error:
+    except (*UNREADABLE, AttributeError, KeyError, TypeError) as error:
         why = " ".join(str(error).split())[:200]
         raise ValueError(
             f"path: got {str(file)!r}, which is not one ({why}); accepted: {accepted}"
