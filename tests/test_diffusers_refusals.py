@@ -112,6 +112,15 @@ def test_lists_that_do_not_descend(name: str, given: dict[str, list[float]]) -> 
     assert torch.equal(scheduler.timesteps, before)
 
 
+@pytest.mark.parametrize("last", ["zero", "sigma_min"])
+def test_a_runs_own_sigmas_descend(last: str) -> None:
+    scheduler = ours("EulerDiscreteScheduler", final_sigmas_type=last)
+    scheduler.set_timesteps(5)
+    sigmas = scheduler.sigmas
+    scheduler.set_timesteps(sigmas=sigmas.tolist())
+    assert torch.equal(scheduler.sigmas, sigmas)
+
+
 def test_learned_variance_needs_its_channels() -> None:
     scheduler = ours("DDPMScheduler", variance_type="learned_range")
     with pytest.raises(ValueError, match=r"model_output: .*twice the 3 channels"):
