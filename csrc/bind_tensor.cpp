@@ -78,10 +78,23 @@ void use_torch(const py::object& tensor_type, const py::object& empty_like, cons
     if (api->major == 1 && api->view) torch_.api = api;
 }
 
+// How often a tensor was written to; 0 for one of inference mode, which does not count.
+uint64_t version(PyObject* tensor) {
+    PyObject* count = PyObject_GetAttr(tensor, torch_.version);
+    if (!count) {
+        PyErr_Clear();
+        return 0;
+    }
+    const uint64_t value = PyLong_AsUnsignedLongLongMask(count);
+    Py_DECREF(count);
+    return value;
+}
+
 // A number that changes when a tensor of `stores` is replaced or written to, from each one's address and
-// _version, or a module of `children` replaced. Both are lists of dicts, as torch's modules keep them. None
-// where the exchange API does not tell an address.
-py::object fingerprint(const py::list& stores, const py::list& children) {
+// _version, a module or hook of `children` replaced, or an attribute of `attributes` set. The first two are
+// lists of dicts, as torch's modules keep them, the last one of pairs of a dict and a key. None where the
+// exchange API does not tell an address.
+py::object fingerprint(const py::list& stores, const py::list& children, const py::list& attributes) {
     uint64_t hash = 0xcbf29ce484222325;
     const auto mix = [&hash](uint64_t word) {  // the finaliser of MurmurHash3 on what was and what comes
         hash ^= word + 0x9e3779b97f4a7c15 + (hash << 6) + (hash >> 2);
@@ -97,14 +110,30 @@ py::object fingerprint(const py::list& stores, const py::list& children) {
             dlpack::Tensor view;
             if (value == Py_None) continue;
             if (!view_of(value, view)) return py::none();
-            const auto version = py::reinterpret_steal<py::object>(PyObject_GetAttr(value, torch_.version));
-            if (!version) throw py::error_already_set();
             mix(reinterpret_cast<uintptr_t>(view.data));
-            mix(PyLong_AsUnsignedLongLongMask(version.ptr()));
+            mix(version(value));
         }
     for (const py::handle modules : children)
         for (Py_ssize_t at = 0; PyDict_Next(modules.ptr(), &at, &key, &value);)
             mix(reinterpret_cast<uintptr_t>(value));
+    for (const py::handle pair : attributes) {
+        if (!PyTuple_Check(pair.ptr()) || PyTuple_GET_SIZE(pair.ptr()) != 2 ||
+            !PyDict_Check(PyTuple_GET_ITEM(pair.ptr(), 0)))
+            throw py::type_error("fingerprint: takes pairs of a dict and a key");
+        value = PyDict_GetItem(PyTuple_GET_ITEM(pair.ptr(), 0), PyTuple_GET_ITEM(pair.ptr(), 1));
+        mix(value ? reinterpret_cast<uintptr_t>(Py_TYPE(value)) : 0);
+        if (!value) continue;
+        dlpack::Tensor view;
+        if (reinterpret_cast<PyObject*>(Py_TYPE(value)) == torch_.tensor_type) {
+            if (!view_of(value, view)) return py::none();
+            mix(reinterpret_cast<uintptr_t>(view.data));
+            mix(version(value));
+        } else {
+            const Py_hash_t of_value = PyObject_Hash(value);
+            if (of_value == -1) PyErr_Clear();  // no longer of a kind that is hashed: its type has told
+            mix(uint64_t(of_value));
+        }
+    }
     return py::int_(hash);
 }
 

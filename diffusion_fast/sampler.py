@@ -224,7 +224,7 @@ class Sampler:
 
         Samples that hold NaN or infinity are counted and named in a RuntimeWarning. Ctrl-C stops the call.
         Raises TypeError or ValueError naming the argument before anything is written, RuntimeError when the
-        model's weights have changed since the sampler was made.
+        model's weights, attributes or hooks have changed since the sampler was made.
         """
         call = self._prepare(
             n,
@@ -389,7 +389,8 @@ class Sampler:
     def _check_fingerprint(self) -> None:
         if self.plan is not None and self._weights.fingerprint() != self._fingerprint:
             raise RuntimeError(
-                "model: its weights have changed since this Sampler was made from them; make a new Sampler"
+                "model: its weights have changed, or an attribute or hook of a module, since this Sampler "
+                "was made from them; make a new Sampler"
             )
 
     # ---- pickling: the chain is made again from the plan

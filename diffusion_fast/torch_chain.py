@@ -185,13 +185,14 @@ def _chain(
         how: dict[str, Any] = {"seed": call.seed, "start": call.start, "device": target.device}
         x = normal(call.n, prod(network.shape), step=0, purpose="initial", **how).view(shape)
     history = [torch.zeros_like(x) for _ in range(3)]
-    if call.trajectory:
-        target[0] = x
+    initial = x
     for i, row in enumerate(table):
         source: dict[str, Any] = {"seed": call.seed} if call.noise is None else {"noise": call.noise[i]}
         if fixed is not None and row.eval:
             x = fixed.at_level(x, row.signal, row.noise, call.seed, i, call.start)
         F, guided = network.evaluate(row, x, call)
+        if call.trajectory and i == 0:  # nothing is written before the module's first output was looked at
+            target[0] = initial
         x = step(x, F, row, step=i, start=call.start, history=history, **source, **guided)
         if fixed is not None and i + 1 == len(table):
             x = fixed.exact(x)

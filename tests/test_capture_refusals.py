@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import diffusion_fast as df
 from diffusion_fast import capture as capture_module
 from diffusion_fast import reference
-from diffusion_fast.capture import CaptureError, capture, network_time
+from diffusion_fast.capture import CallError, CaptureError, capture, network_time
 from diffusion_fast.models.mlp import MLPDenoiser
 from diffusion_fast.module_call import ModuleCall
 from diffusion_fast.plan import TileProgram
@@ -122,7 +122,6 @@ ADVICE = {
     "branch on data": "relu, clamp, a gate",
     "len(x)": r"x\.shape\[0\], and for shapes alone",
     "state": "keep nothing from one call",
-    "a tuple": "return one tensor",
 }
 # Found by comparing with the module, so there is no single line to name.
 NOTICED: dict[str, tuple[Callable[..., Any], str]] = {
@@ -165,6 +164,12 @@ def test_refused_with_the_place(name: str) -> None:
     assert re.fullmatch(
         r"capture_nets\.py:\d+: return self\.body\(self, x, t, y\)( \(in \w+\))?", caught.value.where
     )
+
+
+@pytest.mark.parametrize("name", ["a dictionary", "a tuple", "another shape"])
+def test_an_output_that_no_path_takes(name: str) -> None:
+    with pytest.raises(CallError, match=r"model: it returned .*return one tensor of x's shape and dtype"):
+        df.Sampler(Net(NOTICED[name][0]).eval(), SCHEDULE, shape=3)
 
 
 @pytest.mark.parametrize("name", ["convolution", *ADVICE])

@@ -69,6 +69,78 @@ def test_weights_that_changed_are_noticed(change: Callable[[nn.Module], None]) -
     assert not torch.equal(df.Sampler(model, SCHEDULE, steps=3).sample(5), before)
 
 
+class WithState(nn.Module):
+    """What it computes depends on more than its parameters; it counts its calls, as some do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.scale, self.kind, self.shift = 1.5, "linear", torch.ones(3)
+        self._calls = 0
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self._calls += 1
+        return self.layer(x) * self.scale + self.shift
+
+
+def nothing(*given: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "scale", 3.0),
+        lambda model: setattr(model, "scale", None),
+        lambda model: setattr(model, "scale", [1.5]),
+        lambda model: setattr(model, "kind", "other"),
+        lambda model: model.shift.mul_(2),
+        lambda model: setattr(model, "shift", torch.ones(3)),
+        lambda model: delattr(model, "shift"),
+        lambda model: model.register_forward_hook(nothing),
+        lambda model: model.layer.register_forward_pre_hook(nothing),
+    ],
+)
+def test_attributes_and_hooks_that_changed_are_noticed(change: Callable[[nn.Module], None]) -> None:
+    model = WithState().eval()
+    sampler = df.Sampler(model, SCHEDULE, shape=3, steps=3, backend="native")
+    model(torch.zeros(2, 3), torch.zeros(2))
+    sampler.sample(5)
+    change(model)
+    with pytest.raises(RuntimeError, match="weights have changed, or an attribute or hook"):
+        sampler.sample(5)
+
+
+def test_a_model_of_inference_mode() -> None:
+    """Its tensors count no writes, and torch.export does not take them; torch does."""
+    with torch.inference_mode():
+        model = make_model()
+    found = [df.Sampler(model, SCHEDULE, steps=3, backend=name).sample(5) for name in ("auto", "torch")]
+    torch.testing.assert_close(*found)
+
+
+class OfAnother(nn.Module):
+    def __init__(self, shape: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, shape)
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).to(self.dtype)
+
+
+@pytest.mark.parametrize("shape, dtype", [(1, torch.float32), (3, torch.float64)])
+def test_an_output_of_another_shape_or_dtype(shape: int, dtype: torch.dtype) -> None:
+    model = OfAnother(shape, dtype).eval()
+    with pytest.raises(ValueError, match=r"model: it returned .*x's shape and dtype"):
+        df.Sampler(model, SCHEDULE, shape=3, steps=3)
+    out = torch.full((4, 5, 3), 7.0)
+    sampler = df.Sampler(model, SCHEDULE, shape=3, steps=3, backend="torch")
+    with pytest.raises(ValueError, match=rf"model: got .*{dtype}"):
+        sampler.sample(5, out=out, return_trajectory=True)
+    assert (out == 7).all()
+
+
 def test_weights_that_changed_before_pickling_are_noticed() -> None:
     model = make_model()
     sampler = df.Sampler(model, SCHEDULE, steps=3)

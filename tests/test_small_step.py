@@ -198,7 +198,7 @@ def test_without_the_exchange_nothing_is_known(long_way: Any) -> None:
     x, F = values(2)
     long_way()
     assert short(QUIET_ROW, x, F) is None
-    assert _cpu.fingerprint([{"x": x}], []) is None
+    assert _cpu.fingerprint([{"x": x}], [], []) is None
     torch.testing.assert_close(reverse_step(x, F, QUIET_ROW), 0.97 * x - 0.12 * F)
 
 

@@ -262,9 +262,9 @@ def _export(
         names = "".join(f", {name}=" for name in kwargs)
         reason = f"it raised {type(error).__name__} when called with ({shapes}{names}): {error}"
         raise CallError(reason, where=_raised_at(error)) from error
-    if not isinstance(out, Tensor) or out.shape != args[0].shape:
-        reason = f"it returned {_checks.describe(out)} for x of shape {tuple(args[0].shape)}"
-        raise CaptureError(reason, advice="return one tensor of x's shape")
+    if not isinstance(out, Tensor) or out.shape != args[0].shape or out.dtype != args[0].dtype:
+        reason = f"it returned {_checks.describe(out)} for x of shape {tuple(args[0].shape)}, {args[0].dtype}"
+        raise CallError(reason, advice="return one tensor of x's shape and dtype")
     parameters = inspect.signature(module.forward).parameters.values()
     if kwargs and any(p.kind is p.VAR_KEYWORD for p in parameters):  # for which export cannot name the sizes
         module, args, kwargs = _WithNames(module, list(kwargs)), (args, tuple(kwargs.values())), {}
