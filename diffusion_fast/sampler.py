@@ -151,7 +151,8 @@ class Sampler:
         times = self.table.table_timesteps.tolist()
         how = call.n_classes, self.schedule, self.time_input, call.context
         try:
-            program = capture.capture(sampler_checks.on_cpu(self.model, place), self.shape, times, *how)
+            with torch.autocast("cpu", enabled=False):  # a caller's is for training; samples are float32
+                program = capture.capture(sampler_checks.on_cpu(self.model, place), self.shape, times, *how)
             program = replace(program, null_context=None if null is None else null.numpy())
             self.plan = plan.build_plan(self.table, program, branches=2 if self.guidance is not None else 1)
         except capture.CaptureError as reason:

@@ -147,7 +147,8 @@ class Network:
             labels = torch.as_tensor(labels, device=x.device).to(torch.int64).expand(n).clone()
         if context is not None:
             context = context.expand(n, -1).clone()
-        return _like(u, self.conditions.call(self.model, u, t, labels, context))
+        with torch.autocast(u.device.type, enabled=False):  # a caller's is for training; samples are float32
+            return _like(u, self.conditions.call(self.model, u, t, labels, context))
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,17 @@ def test_a_model_of_inference_mode() -> None:
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("backend", ["native", "auto", "torch"])
+def test_a_callers_autocast_does_not_matter(backend: str) -> None:
+    model = make_model()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made_inside = df.Sampler(model, SCHEDULE, steps=3, backend=backend)
+        found = made_inside.sample(5)
+    made_outside = df.Sampler(model, SCHEDULE, steps=3, backend=backend)
+    assert made_inside.plan is None or made_inside.plan.hash == made_outside.plan.hash
+    assert torch.equal(found, made_outside.sample(5))
+
+
 class OfAnother(nn.Module):
     def __init__(self, shape: int, dtype: torch.dtype) -> None:
         super().__init__()
