@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,17 @@ class ModuleCall:
     def n_context(self) -> int:
         """Features of the whole context, the inputs side by side."""
         return sum(math.prod(shape) for _, shape in self.context)
+
+    def check(self, module: nn.Module) -> None:
+        """Raises ValueError where the module's forward does not take what it would be called with."""
+        positional = 2 + (self.n_classes > 0) + sum(not name for name, _ in self.context)
+        named = dict.fromkeys(name for name, _ in self.context if name)
+        try:
+            inspect.signature(module.forward).bind(*[None] * positional, **named)
+        except TypeError as error:
+            given = f"{type(module).__name__}, whose forward says: {error}"
+            accepted = "one called as module(x, t), then y with classes, then what context_shape names"
+            raise ValueError(f"model: got {given}; accepted: {accepted}") from error
 
     def arguments(
         self, x: Tensor, t: Tensor, labels: Tensor | None, context: Tensor | None

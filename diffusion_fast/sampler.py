@@ -110,6 +110,8 @@ class Sampler:
         self.schedule = schedule
         self.shape = sampler_checks.sample_shape(model, shape)
         self.conditions = conditions_of(model, n_classes, null_class, context_shape, null_context)
+        if backend == "torch":  # capture calls it, and says more
+            self.conditions.call.check(model)
         self.n_classes = self.conditions.n_classes
         self.time_input = time_input
         self.standardiser = sampler_checks.check_standardiser(standardiser, self.shape)

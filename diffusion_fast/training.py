@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from diffusion_fast import _checks
 from diffusion_fast._timing import torch_threads
 from diffusion_fast.datasets import Dataset
+from diffusion_fast.module_call import ModuleCall
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.solvers.levels import PREDICTION_TYPES
 from diffusion_fast.threads import MAX_THREADS
@@ -121,6 +122,7 @@ def train(
     if labels is None and noiser.label_dropout > 0:
         raise _checks.bad_value("label_dropout", label_dropout, "0, unless labels are given")
     rows, held_out = _split(model, _training_rows(model, data, labels), validation, generator)
+    ModuleCall(int(rows.labels is not None)).check(model)
     steps = epochs * math.ceil(len(rows) / batch_size)
     rates = _Rates(lr, lr_decay, steps)
     _checks.choice("optimizer", optimizer, OPTIMIZERS)

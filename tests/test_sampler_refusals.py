@@ -130,6 +130,22 @@ def test_a_callers_autocast_does_not_matter(backend: str) -> None:
     assert torch.equal(found, made_outside.sample(5))
 
 
+class WithoutTime(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "torch"])
+def test_a_model_that_is_called_otherwise(backend: str) -> None:
+    model = WithoutTime(3, 3).eval()
+    with pytest.raises(ValueError, match=r"model: .*positional argument.*accepted.*module\(x, t\)"):
+        df.Sampler(model, SCHEDULE, shape=3, backend=backend)
+    model.train()
+    with pytest.raises(ValueError, match=r"model: got WithoutTime, .*accepted: one called as module\(x, t\)"):
+        df.train(model, SCHEDULE, torch.zeros(8, 3), epochs=1, progress=False)
+    assert model.training
+
+
 class OfAnother(nn.Module):
     def __init__(self, shape: int, dtype: torch.dtype) -> None:
         super().__init__()
