@@ -412,6 +412,8 @@ class Sampler:
 
 
 _CALL_TIME = frozenset(inspect.signature(Sampler.sample).parameters) - {"self", "n"}
+_PLAN_TIME = frozenset(inspect.signature(Sampler).parameters) - {"model", "schedule", "solver_options"}
+_OF_SOLVERS = {option for name in solvers.SOLVERS for option in solvers.options_of(name)}
 
 
 def sample(
@@ -422,6 +424,8 @@ def sample(
     guidance_scale or guidance_weight as a tensor or array is each sample's own; precision="auto" is float32
     then, for what it measures is of one scale.
     """
+    for name in options:
+        _checks.choice("options of sample", name, sorted(_CALL_TIME | _PLAN_TIME | _OF_SOLVERS))
     count, _ = _checks.sample_range(n, options.get("start", 0))
     call = {name: options.pop(name) for name in _CALL_TIME & set(options)}
     for name, ungraded in (("guidance_scale", 2.0), ("guidance_weight", 1.0)):

@@ -32,6 +32,18 @@ def count_calls(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
     return m.short(x) + 0.01 * m.calls
 
 
+def in_bfloat16(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = m.short(x)
+    return y.float()
+
+
+def derivative(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(m.short(x).tanh().sum(), x)[0]
+
+
 # What is refused, and a part of the reason.
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "mean over the batch": (lambda m, x, t, y: m.short(x + x.mean(0, keepdim=True)), "samples of a batch"),
@@ -105,6 +117,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda m, x, t, y: nnf.linear(x.half(), m.short.weight.half()).float(),
         "computes in torch.float16",
     ),
+    "autocast": (in_bfloat16, "under a mode or a branch"),
     "double precision": (
         lambda m, x, t, y: (m.short(x) + m.table[t][:, :3]).float(),
         "computes in torch.float64",
@@ -119,6 +132,8 @@ ADVICE = {
     "writes to x": "returns a new tensor",
     "half precision": "keep in float32",
     "t as one number": "use t as the tensor that it is",
+    "autocast": "out of forward",
+    "derivative": r"df\.models\.EnergyScore",
     "branch on data": "relu, clamp, a gate",
     "len(x)": r"x\.shape\[0\], and for shapes alone",
     "state": "keep nothing from one call",
@@ -141,6 +156,7 @@ NOTICED: dict[str, tuple[Callable[..., Any], str]] = {
     "len(x)": (lambda m, x, t, y: m.short(x) + torch.ones(len(x), 3), "fixes the batch size, by len"),
     "branch on data": (lambda m, x, t, y: m.short(x) if x.mean() > 0 else x, "decides by the values of x"),
     "branch on t": (lambda m, x, t, y: m.short(x) * (2 if t[0] > 5 else 1), "decides by the values of x"),
+    "derivative": (derivative, "differentiates inside forward"),
     "infinity": (lambda m, x, t, y: m.short(x).log(), "NaN or infinity for normally"),
     "slice of the batch": (lambda m, x, t, y: m.short(x[:2]), "samples of a batch"),
     "a dictionary": (lambda m, x, t, y: {"sample": m.short(x)}, "returned"),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_fast import _checks, reference
-from diffusion_fast.capture.graph import OWN_ROW, SMALLER, CallError, CaptureError
+from diffusion_fast.capture.graph import OWN_ROW, SMALLER, CallError, CaptureError, op_name, where
 from diffusion_fast.capture.lowering import Lowering
 from diffusion_fast.capture.program import Program
 from diffusion_fast.capture.worlds import Worlds
@@ -224,8 +224,13 @@ def _lower(module: nn.Module, call: ModuleCall, shape: tuple[int, ...], times: T
         elif node.op == "output":
             program = Program(lowering.output(node.args[0][0]), lowering.dim, call.n_context)
         elif node.op != "placeholder":
+            part = exported.graph_module.get_submodule(str(node.target)).graph.nodes
+            inside = next((one for one in part if one.meta.get("stack_trace")), node)
             raise CaptureError(
-                "the traced module holds a part that cannot be followed", f"{node.op} {node.target}"
+                "it runs a part of itself under a mode or a branch of torch's, which cannot be followed",
+                op_name(next(iter(node.users), node)),
+                where(inside),
+                "take torch.autocast, torch.no_grad or torch.cond out of forward",
             )
     once = f"{worlds.evaluated} operations that do not read x: run once, for all steps together"
     explain = [once, *program.explain]
@@ -285,6 +290,9 @@ def _export(
         if "data-dependent" in line:
             line = "it decides by the values of x, t or y (an if, while, bool() or int() of a tensor)"
             advice = "write the choice as arithmetic on the whole batch: relu, clamp, a gate"
+        if "fake tensor" in line:
+            line = "it differentiates inside forward (torch.autograd.grad)"
+            advice = "write the derivative as operations, as df.models.EnergyScore does for an energy"
         reason = f"torch.export cannot trace it: {line}"
         raise CaptureError(reason, where=_raised_at(error), advice=advice) from error
 
