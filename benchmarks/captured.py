@@ -12,7 +12,7 @@ import torch
 from benchmarks import conditional
 from benchmarks.cases import PEER_SECONDS, REPEATS, SMALL, one_chunk
 from diffusion_fast import NoiseSchedule, Sampler
-from diffusion_fast._timing import Contender, Result, compare, fma_peak
+from diffusion_fast._timing import Contender, Result, burst_rate, compare, fma_peak
 from diffusion_fast._torch_peers import best_chunk, limited_run, linear_betas
 from diffusion_fast.models import MLPDenoiser
 
@@ -67,8 +67,9 @@ class Captured:
         if self.peak_share is None:
             return compare(Result(self.name, title, "samples/s"), found, self.samples, rounds)
         result = Result(self.name, f"{title}; ceiling = FMA peak", "GFLOP/s", gflop_per_unit=1.0)
-        work = self.problem.gflop_per_sample * self.samples
-        return compare(result, found, work, rounds, fma_peak, self.peak_share)
+        work = self.problem.gflop_per_sample
+        burst = partial(burst_rate, self.peer("ours").chunk, work)
+        return compare(result, found, work * self.samples, rounds, fma_peak, self.peak_share, burst)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import machine, peers, traffic
 from diffusion_fast import NoiseSchedule, Sampler, ops, solvers
-from diffusion_fast._timing import Contender, Result, compare, fma_peak
+from diffusion_fast._timing import Contender, Result, burst_rate, compare, fma_peak
 from diffusion_fast._torch_peers import (
     ChainPeer,
     Coefficients,
@@ -102,6 +102,9 @@ class Chain:
     def ours(self, n: int) -> None:
         self.sampler.sample(n, seed=0)
 
+    def burst(self) -> float:
+        return burst_rate(self.ours, self.gflop_per_sample)
+
     def prepare(self, name: str) -> Callable[[], object]:
         if name == "ours":
             return partial(self.ours, SMALL)
@@ -140,7 +143,8 @@ class Chain:
         result = Result(self.name, title, "GFLOP/s", gflop_per_unit=1.0)
         repeats = 3 if quick else REPEATS
         found = self.contenders(n, result)
-        return compare(result, found, self.gflop_per_sample * n, repeats, fma_peak, self.peak_share)
+        work = self.gflop_per_sample * n
+        return compare(result, found, work, repeats, fma_peak, self.peak_share, self.burst)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +45,14 @@ def _peak_share(quick: bool) -> dict[str, Any]:
     """Ours against the FMA peak of the instruction set that this process was started with."""
     from benchmarks import cases
     from diffusion_fast import _cpu
-    from diffusion_fast._timing import Contender, Result, compare, fma_peak
+    from diffusion_fast._timing import fma_peak
 
     shares = {}
     for chain in cases.CHAINS:
         if chain.peak_share is not None:
-            n = chain.samples // 4  # short runs and many: on a shared machine some are undisturbed
-            chain.ours(1024)
-            ours = [Contender("ours", partial(chain.ours, n))]
-            row = compare(Result("", ""), ours, chain.gflop_per_sample * n, 5 if quick else 20, fma_peak)
-            shares[chain.name] = {"share": row.rows[0].of_ceiling, "gflops": row.rows[0].best_rate}
+            rounds = [(fma_peak(), chain.burst()) for _ in range(5 if quick else 60)]
+            peak, ours = map(max, zip(*rounds, strict=True))
+            shares[chain.name] = {"share": ours / peak, "gflops": ours}
     return {"isa": _cpu.isa(), "chains": shares}
 
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import cases
 from diffusion_fast import NoiseSchedule, Sampler, _cpu
-from diffusion_fast._timing import PEAK_SECONDS, Contender, Result, compare, fma_peak
+from diffusion_fast._timing import PEAK_SECONDS, Contender, Result, burst_rate, compare, fma_peak
 from diffusion_fast._torch_peers import TorchEager, best_chunk, limited_run, linear_betas
 from diffusion_fast.models import MLPDenoiser
 
@@ -70,9 +70,10 @@ class Bfloat16:
             Contender("float32", partial(self.chain.ours, n), required=FASTER),
             Contender(peer.name, run, note=note),
         ]
-        work = self.chain.gflop_per_sample * n
+        work, repeats = self.chain.gflop_per_sample, 3 if quick else cases.REPEATS
         peak = partial(fma_peak, PEAK_SECONDS, True)
-        return compare(result, found, work, 3 if quick else cases.REPEATS, peak, self.peak_share)
+        burst = partial(burst_rate, self.sampler.sample, work)
+        return compare(result, found, work * n, repeats, peak, self.peak_share, burst)
 
 
 # None on a processor without the instruction.

@@ -202,6 +202,29 @@ def test_compare_takes_medians_of_ratios_and_best_over_best() -> None:
     assert "50 %" in str(result) and "3.00x" in str(result)
 
 
+def test_a_burst_that_was_left_alone_counts_for_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_timing, "BURSTS", 1)
+    found = [_timing.Contender(name, lambda: 2.0) for name in ("ours", "other")]
+    bursts = iter([5.0, 8.0, 6.0])
+    result = _timing.compare(_timing.Result("x", "y"), found, 5.0, 3, lambda: 10.0, 0.8, lambda: next(bursts))
+    first, second = result.rows
+    assert (first.rate, first.best_rate, first.of_ceiling, second.of_ceiling) == (2.5, 8.0, 0.8, 0.25)
+    assert [check.met for check in result.checks] == [True]
+
+
+def test_bursts_are_as_long_as_the_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, sizes = [0.0], []
+
+    def run(n: int) -> None:
+        sizes.append(n)
+        clock[0] += 1e-5 * n * (2 if len(sizes) == 3 else 1)  # the third is disturbed
+
+    monkeypatch.setattr(_timing.time, "perf_counter", lambda: clock[0])
+    assert _timing.burst_rate(run, 2.0) == pytest.approx(2e5)
+    whole = [n for n in sizes if n % _timing.BURST_SAMPLES]
+    assert not whole and sizes[0] < sizes[1] and 1e-5 * sizes[1] == pytest.approx(0.03, rel=0.1)
+
+
 class FakePeer:
     """Takes `cost[size]` seconds a chunk, whatever the steps."""
 

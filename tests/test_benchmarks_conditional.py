@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import captured, conditional, guided
 from benchmarks.conditional import FoldedConditional, OursConditional, Problem, TorchConditional
-from diffusion_fast import _torch_peers
+from diffusion_fast import _timing, _torch_peers
 from diffusion_fast._timing import Result
 
 STEPS = 30
@@ -135,6 +135,7 @@ def test_a_run_is_cut_to_some_of_the_steps() -> None:
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_torch_peers, "TRIAL_SECONDS", 0.001)
+    monkeypatch.setattr(_timing, "BURSTS", 1)
     monkeypatch.setattr(captured, "PEER_SECONDS", 0.01)
     for peer in (TorchConditional, FoldedConditional):
         monkeypatch.setattr(peer, "chunks", (128, 256))
