@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from diffusion_fast.checkpoint import Checkpoint, load, save
     from diffusion_fast.classifier import ClassifierDDPM
     from diffusion_fast.cuda import cuda_available
+    from diffusion_fast.functional import sample
     from diffusion_fast.long_runs import Columns, RunResult, Verification, sample_to, verify
     from diffusion_fast.plan import Plan
-    from diffusion_fast.sampler import Sampler, sample
+    from diffusion_fast.sampler import Sampler
     from diffusion_fast.schedules import NoiseSchedule
     from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
     from diffusion_fast.solvers.table import StepRow, StepTable
@@ -99,7 +100,7 @@ _HOME = {
     "Verification": "long_runs",
     "cuda_available": "cuda",
     "load": "checkpoint",
-    "sample": "sampler",
+    "sample": "functional",
     "sample_to": "long_runs",
     "save": "checkpoint",
     "train": "training",
