@@ -1,8 +1,8 @@
 """What long runs cost: writing beside drawing, memory, two processes beside one, what a kill loses.
 
-python -m benchmarks.long_runs [--samples N] [--only NAME] [--save FILE]: a 2-64-64-2 network, 20 steps, on two
-cores. 100,000,000 samples, the default, take twenty minutes and are written to benchmarks/results/; fewer, or
-one of the measurements, are only printed, or written to FILE.
+python -m benchmarks.long_runs [--samples N] [--only NAME] [--save FILE]: a 2-64-64-2 network, 20 steps, on
+two cores. 100,000,000 samples, the default, take twenty minutes and are written to benchmarks/results/;
+fewer, or one of the measurements, are only printed, or written to FILE.
 """
 
 from __future__ import annotations
