@@ -202,14 +202,14 @@ def test_compare_takes_medians_of_ratios_and_best_over_best() -> None:
     assert "50 %" in str(result) and "3.00x" in str(result)
 
 
-def test_a_burst_that_was_left_alone_counts_for_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_in_bursts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_timing, "BURSTS", 1)
     found = [_timing.Contender(name, lambda: 2.0) for name in ("ours", "other")]
     bursts = iter([5.0, 8.0, 6.0])
     result = _timing.compare(_timing.Result("x", "y"), found, 5.0, 3, lambda: 10.0, 0.8, lambda: next(bursts))
-    first, second = result.rows
-    assert (first.rate, first.best_rate, first.of_ceiling, second.of_ceiling) == (2.5, 8.0, 0.8, 0.25)
-    assert [check.met for check in result.checks] == [True]
+    assert [row.of_ceiling for row in result.rows] == [0.25, 0.25] and result.best_burst == 8.0
+    assert [(check.value, check.met) for check in result.checks] == [(0.8, True)]
+    assert "in bursts: 80 %" in str(result)
 
 
 def test_bursts_are_as_long_as_the_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
