@@ -50,8 +50,10 @@ TESTS = {
         "test_thread_safety.py",
     ],
 }
-# torch's own threads synchronise in ways that the sanitizer does not see
-OPTIONS = OPTIONS | {"TSAN_OPTIONS": f"{OPTIONS['TSAN_OPTIONS']}:ignore_noninstrumented_modules=1"}
+# Torch's own threads synchronise in ways that the sanitizer does not see; and the tests that fork have threads
+# before and after, which it refuses by default.
+MORE = "ignore_noninstrumented_modules=1:die_after_fork=0"
+OPTIONS = OPTIONS | {"TSAN_OPTIONS": f"{OPTIONS['TSAN_OPTIONS']}:{MORE}"}
 FLAGS = ["-O1", "-g1", "-fno-var-tracking", "-fno-omit-frame-pointer"]
 # In the kernels everything is inlined, and with every check at every operation one instruction set does not
 # compile in five minutes: there an address is checked by a call, and of "undefined" the indices of arrays.
