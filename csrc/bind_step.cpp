@@ -135,7 +135,7 @@ PyObject* small_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
         if (!PyFloat_CheckExact(given[kScale])) Py_RETURN_NONE;
         a.guidance_scale = float(PyFloat_AS_DOUBLE(given[kScale]));
         if (!std::isfinite(a.guidance_scale)) Py_RETURN_NONE;
-    } else if (given[kScale] != Py_None) {
+    } else if (given[kScale] != Py_None || (evaluates && a.row.guidance != 1.0f)) {
         Py_RETURN_NONE;
     }
     uint64_t step = 0;

@@ -33,7 +33,9 @@ class Conditions:
 
     @property
     def has_null(self) -> bool:
-        return self.null_class is not None or self.null_context is not None
+        """Whether there is an unconditional branch: the null class where there are classes, or else a null
+        context."""
+        return (self.null_class if self.call.n_classes else self.null_context) is not None
 
     def labels(self, labels: Any, n: int, guided: bool) -> Tensor | int | None:
         """None without classes; an int, or (n,) int32, below the rows of the class tables."""

@@ -55,7 +55,7 @@ def reverse_step(
     Noise, for a row with s != 0, comes from exactly one of: seed, the package's stream at (seed, start + i,
     step), where step is the row's position in its table; noise, normals like x; generator, torch's own.
     uncond_output u, guidance_scale s: u + s (model_output - u) takes the place of F, with s a number or an
-    (n,) tensor (Ho & Salimans 2022, s = 1 + w).
+    (n,) tensor (Ho & Salimans 2022, s = 1 + w). A row of a guided table takes both.
     doubled: says that model_output is one batch (2n, *shape) of both halves, and which comes first; it then
     takes the place of uncond_output. "uncond_first" is what the pipelines of diffusers chunk.
     row.rescale, row.quantile: guidance rescale and dynamic thresholding, their statistics over each sample.
@@ -102,6 +102,8 @@ def reverse_step(
         )
     if not isinstance(row, StepRow):
         raise _checks.bad_type("row", row, "a StepRow, such as solvers.ddpm(schedule)[i]")
+    if isinstance(prediction, bool):
+        raise _checks.bad_type("prediction", prediction, "a tensor like x, to write to, or None")
     if generator is None and doubled is None:
         usual = _cpu.small_step(
             row.packed,
@@ -142,6 +144,9 @@ def reverse_step(
         scale, scales = _guidance(guidance_scale, n, device)
     elif guidance_scale is not None:
         raise _checks.bad_value("guidance_scale", guidance_scale, "None where uncond_output is not given")
+    elif row.eval and row.guidance != 1:
+        guided = f"for the row is guided by {row.guidance:g}; dataclasses.replace(row, guidance=1.0) is not"
+        raise _checks.bad_value("uncond_output", None, f"a tensor like x, {guided}")
     if log_variance is not None:
         variance = _tensors.given("log_variance", log_variance, dtype, shape, device)
     if row.rescale or row.quantile:
@@ -280,8 +285,6 @@ def _guidance(scale: Any, n: int, device: torch.device) -> tuple[float, Tensor |
 def _check_statistics(row: StepRow, uncond_output: Tensor | None, x: Tensor) -> None:
     """Guidance rescale and dynamic thresholding look at each sample as a whole."""
     dim = x.numel() // max(len(x), 1)
-    if row.rescale and uncond_output is None and row.guidance != 1:
-        raise _checks.bad_value("uncond_output", None, "a tensor like x, for the row rescales its guidance")
     if row.rescale and uncond_output is not None and dim == 1:
         raise _checks.bad_value("x", x, "two elements a sample or more, for the row rescales by deviations")
     if dim > _MAX_STATISTICS:

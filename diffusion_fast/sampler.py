@@ -119,7 +119,7 @@ class Sampler:
         self.guidance = guidance_of(*guided, elements=prod(self.shape))
         if self.guidance is not None and not self.conditions.has_null:
             name, given = one_of(guidance_scale, guidance_weight)
-            accepted = "None, for there is no null class (n_classes, null_class) and no null_context"
+            accepted = "None, for there is no null class (null_class), or without classes no null_context"
             raise _checks.bad_value(name, given, accepted)
         # an index takes the timestep nearest to a level between two, a continuous time its own
         if time_input in capture.CONTINUOUS_TIME and "fractional_time" in solvers.options_of(solver):

@@ -50,8 +50,8 @@ TESTS = {
         "test_thread_safety.py",
     ],
 }
-# Torch's own threads synchronise in ways that the sanitizer does not see; and the tests that fork have threads
-# before and after, which it refuses by default.
+# Torch's own threads synchronise in ways that the sanitizer does not see; and the tests that fork have
+# threads before and after, which it refuses by default.
 MORE = "ignore_noninstrumented_modules=1:die_after_fork=0"
 OPTIONS = OPTIONS | {"TSAN_OPTIONS": f"{OPTIONS['TSAN_OPTIONS']}:{MORE}"}
 FLAGS = ["-O1", "-g1", "-fno-var-tracking", "-fno-omit-frame-pointer"]

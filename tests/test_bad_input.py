@@ -31,6 +31,7 @@ def row(**changes: Any) -> Any:
     return dataclasses.replace(ROW, **changes)
 
 
+GUIDED_ROW = row(guidance=7.5)
 HISTORY_ROW = row(c2=0.5, terms=ROW.terms | 1 << 8)
 PUSH_ROW = row(push=True, p_F=1.0, terms=ROW.terms | 1 << 2 | 1 << 11)
 
@@ -107,6 +108,9 @@ CASES = [
     Case("reverse_step uncond_output", "row without evaluation",
          uncond_without_evaluation,
          V, "tensor", "None"),
+    Case("reverse_step uncond_output", "missing for a guided row",
+         lambda b: b.step(row=GUIDED_ROW), V, "None", "guided by 7.5"),
+    Case("reverse_step prediction", "True", lambda b: b.step(prediction=True), Ty, "True", "a tensor like x"),
     Case("reverse_step guidance_scale", "without uncond_output", lambda b: b.step(guidance_scale=2.0),
          V, "2.0", "None"),
     Case("reverse_step guidance_scale", "missing", lambda b: b.step(uncond_output=torch.ones(4, 2)),

@@ -106,6 +106,12 @@ def test_changed_config_and_levels_are_seen() -> None:
     for one in (scheduler, theirs):
         one.alphas_cumprod = one.alphas_cumprod**2
     assert gap(run(scheduler), run(theirs)) < 1e-5
+    for one in (scheduler, theirs):
+        one.final_alpha_cumprod = torch.tensor(0.9999)
+    changed = run(scheduler)
+    assert gap(changed, run(theirs)) < 1e-5
+    scheduler.final_alpha_cumprod = torch.tensor(1.0)
+    assert gap(run(scheduler), changed) > 1e-3
 
 
 def test_import_of_the_package_alone_imports_no_peer() -> None:
