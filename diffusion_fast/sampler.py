@@ -41,8 +41,9 @@ class Sampler:
     (B, *shape) float32, t (B,), y (B,) int64. schedule: its NoiseSchedule, SigmaSchedule or FlowSchedule.
     shape: of one sample; taken from model.shape where the model has it. solver: a name of solvers.SOLVERS,
     with its own options as further keywords (variance, eta, spacing, timesteps, sigmas; see that function).
-    steps: levels to visit, all by default. prediction_type: "epsilon", "sample", "v_prediction", "score",
-    "edm" or "flow" (solvers.levels.GridOptions). clip: clamp of the predicted x0 to [-clip, clip].
+    steps: levels to visit, all by default; the default spacing of one is timestep 0 alone. prediction_type:
+    "epsilon", "sample", "v_prediction", "score", "edm" or "flow" (solvers.levels.GridOptions). clip: clamp of
+    the predicted x0 to [-clip, clip].
     dynamic_threshold: a ratio in (0, 1], such as 0.995: x0 is clamped to that quantile of |x0| over the
     sample, limited to [1, clip], and divided by it (Saharia et al. 2022, section 2.3).
     n_classes: of a conditional model, the null class not counted; taken from model.n_classes. null_class:
@@ -305,9 +306,11 @@ class Sampler:
 
     def explain(self) -> str:
         """What was folded into tables, what the fused kernel runs, what is left to torch, and why."""
+        first, last = float(self._times[0]), float(self._times[-1])
         head = [
             f"{self.table!r} on {type(self.model).__name__}, shape {self.shape}",
             f"backend: {self.backend!r}, {self._drawing.chain.name}",
+            f"the model's t: {self.time_input!r}, from {first:g} to {last:g}",
         ]
         if self.plan is not None:
             head.append(

@@ -148,7 +148,8 @@ class Network:
         if context is not None:
             context = context.expand(n, -1).clone()
         with torch.autocast(u.device.type, enabled=False):  # a caller's is for training; samples are float32
-            return _like(u, self.conditions.call(self.model, u, t, labels, context))
+            output = _like(u, self.conditions.call(self.model, u, t, labels, context))
+        return output.detach()  # a module may switch gradients on
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,26 @@ def test_explain_says_why_where_and_what_to_do(name: str) -> None:
     assert re.search("To have it fused: .*" + ADVICE.get(name, "linear layers, element-wise"), advice)
 
 
+def test_explain_says_what_the_model_is_given_for_t() -> None:
+    module = Net(lambda m, x, t, y: m.short(x)).eval()
+    table = df.Sampler(module, SCHEDULE, shape=3, steps=5)
+    assert "the model's t: 'index', from 16 to 0" in table.explain()
+    unit = df.Sampler(module, SCHEDULE, shape=3, time_input="unit", backend="torch")
+    assert "the model's t: 'unit', from 1 to 0.05" in unit.explain()
+
+
+def test_a_module_that_switches_gradients_on() -> None:
+    def body(m: Net, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        with torch.enable_grad():
+            return m.short(x.cumsum(1))
+
+    module = Net(body).eval()
+    samplers = [df.Sampler(module, SCHEDULE, shape=3, backend=backend) for backend in ("auto", "torch")]
+    ours, plain = (sampler.sample(4) for sampler in samplers)
+    assert not ours.requires_grad
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
 # Torch calls them random, and in eval mode they are not: refused on x for another reason, and on t run once.
 EVAL_MODE: dict[str, tuple[Callable[..., Any], str]] = {
     "attention": (
