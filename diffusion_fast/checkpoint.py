@@ -24,6 +24,7 @@ from diffusion_fast._files import check_target, replacing
 from diffusion_fast.models import ConditionalMLPDenoiser, MLPDenoiser
 from diffusion_fast.sampler import Sampler
 from diffusion_fast.schedules import NoiseSchedule
+from diffusion_fast.solvers.levels import PREDICTIONS
 from diffusion_fast.standardiser import Standardiser
 
 FORMAT_VERSION = 1
@@ -69,7 +70,18 @@ class Checkpoint:
     metadata: dict[str, Any]
 
     def sampler(self, **options: Any) -> Sampler:
-        """Sampler(model, schedule, **options) that gives samples in the data's own units."""
+        """Sampler(model, schedule, **options) that gives samples in the data's own units.
+
+        What the model predicts is what metadata["prediction_type"] says, where nothing else is asked for.
+        Raises as Sampler does, and ValueError for a prediction type in the metadata that there is not.
+        """
+        if "prediction_type" in self.metadata and "prediction_type" not in options:
+            known, accepted = self.metadata["prediction_type"], PREDICTIONS[NoiseSchedule]
+            if known not in accepted:
+                raise ValueError(
+                    f"metadata: got the prediction_type {known!r} in it; accepted: one of {', '.join(accepted)}"
+                )
+            options["prediction_type"] = known
         return Sampler(self.model, self.schedule, standardiser=self.standardiser, **options)
 
 
@@ -87,7 +99,8 @@ def save(
         model: of one of the package's model classes, with finite weights.
         schedule: at most as long as model.n_steps.
         standardiser: of the model's dim; samples are brought back to the data's units with it.
-        metadata: a dictionary of JSON values to keep with it, such as the prediction type.
+        metadata: a dictionary of JSON values to keep with it, such as "prediction_type",
+            which Checkpoint.sampler takes from there.
 
     Raises ValueError or TypeError for other arguments, among them a path where no file can be written, and
     OSError where writing fails all the same.

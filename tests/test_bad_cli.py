@@ -201,7 +201,7 @@ CASES = [
     Case("verify --checkpoint", "missing file", "verify data.npy --redraw 0 --checkpoint no.safetensors",
          "'no.safetensors'", "existing"),
     # what other programs wrote, or is not what it was
-    Case("explain CHECKPOINT", "prediction type", "explain odd.safetensors", "'score'", "epsilon"),
+    Case("explain CHECKPOINT", "prediction type", "explain odd.safetensors", "'noise'", "epsilon"),
     Case("plot SAMPLES", "history", "plot odd.safetensors --loss --out new.png", "without a history",
          "written by train"),
     Case("evaluate --data", "seed of the data", "evaluate odd.safetensors", "not given", "does not say"),
@@ -247,7 +247,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "odd",
         data={"source": "helix_3d", "seed": "x"},
         history={"a": 1},
-        prediction_type="score",
+        prediction_type="noise",
     )
     rewrite(folder, "kinds", "gone", data=kinds | {"source": "gone.csv"})
     rewrite(folder, "kinds", "changed", data=kinds | {"sha256": "0" * 64})

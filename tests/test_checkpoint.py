@@ -60,6 +60,20 @@ def test_everything_comes_back(tmp_path, embedding, n_classes):
     assert back.metadata == notes
 
 
+def test_the_sampler_takes_the_prediction_type_of_the_metadata(tmp_path):
+    model = make_model().eval()
+    save(tmp_path / "x.safetensors", model, SCHEDULE, metadata={"prediction_type": "v_prediction"})
+    back = load(tmp_path / "x.safetensors")
+    assert torch.equal(
+        back.sampler().sample(9), df.Sampler(model, SCHEDULE, prediction_type="v_prediction").sample(9)
+    )
+    asked = back.sampler(prediction_type="sample").sample(9)  # an option wins
+    assert torch.equal(asked, df.Sampler(model, SCHEDULE, prediction_type="sample").sample(9))
+    save(tmp_path / "x.safetensors", model, SCHEDULE, metadata={"prediction_type": ["v"]})
+    with pytest.raises(ValueError, match=r"^metadata: got the prediction_type \['v'\] .*v_prediction"):
+        load(tmp_path / "x.safetensors").sampler()
+
+
 def test_a_standardiser_is_optional(tmp_path):
     save(str(tmp_path / "x.safetensors"), make_model(), SCHEDULE)
     back = load(str(tmp_path / "x.safetensors"))

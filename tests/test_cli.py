@@ -141,6 +141,7 @@ def test_a_run_is_the_library_s(tmp_path: Path) -> None:
     done(tmp_path, "sample", "a.safetensors", "--out", "a.npy", "--num-samples", 20)
     sampler = Sampler(model, schedule, prediction_type="v_prediction", standardiser=data.standardiser)
     assert np.array_equal(np.load(tmp_path / "a.npy"), sampler.sample(20).numpy())
+    assert np.array_equal(np.load(tmp_path / "a.npy"), back.sampler().sample(20).numpy())
 
 
 def test_a_file_of_settings_and_options_that_win(tmp_path: Path) -> None:

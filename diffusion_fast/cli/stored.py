@@ -14,7 +14,6 @@ import numpy as np
 
 import diffusion_fast as df
 from diffusion_fast.cli.errors import naming
-from diffusion_fast.cli.options import PREDICTION_TYPES
 
 FILE_SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
 CHUNK = 1 << 16  # samples: often enough for the bar, and 200 MB of images of 784 pixels
@@ -186,23 +185,19 @@ def make_sampler(
     for name, value in options.items():
         if name not in df.solvers.options_of(solver):
             raise ValueError(f"--{name}: got {value!r}; accepted: nothing with --solver {solver}")
-    predicted = checkpoint.metadata.get("prediction_type", "epsilon")
-    if predicted not in PREDICTION_TYPES:
-        accepted = f"one of {', '.join(PREDICTION_TYPES)}"
-        raise ValueError(f"CHECKPOINT: got the prediction_type {predicted!r} in it; accepted: {accepted}")
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    return checkpoint.sampler(
-        solver=solver,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        precision=precision,
-        tolerance=tolerance,
-        expected_samples=expected_samples if precision == "auto" else None,
-        device=device,
-        prediction_type=predicted,
-        **options,
-    )
+    with naming("metadata", "CHECKPOINT"):
+        return checkpoint.sampler(
+            solver=solver,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            precision=precision,
+            tolerance=tolerance,
+            expected_samples=expected_samples if precision == "auto" else None,
+            device=device,
+            **options,
+        )
 
 
 def label_cycle(checkpoint: df.Checkpoint, labels: str | None) -> np.ndarray | None:

@@ -25,7 +25,7 @@ from diffusion_fast.solvers.spacing import (
 )
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # those that `train` knows
-_PREDICTIONS: dict[type, tuple[str, ...]] = {
+PREDICTIONS: dict[type, tuple[str, ...]] = {
     NoiseSchedule: (*PREDICTION_TYPES, "score"),
     SigmaSchedule: ("epsilon", "sample", "score", "edm"),
     FlowSchedule: ("flow", "sample"),
@@ -164,7 +164,7 @@ class Levels:
 
         Raises ValueError for an epsilon prediction at abar = 0, where x holds nothing of x0.
         """
-        kind = _checks.choice("prediction_type", prediction_type, _PREDICTIONS[NoiseSchedule])
+        kind = _checks.choice("prediction_type", prediction_type, PREDICTIONS[NoiseSchedule])
         return predict(kind, self.t, self.sqrt_abar, np.sqrt(self.var))
 
 
@@ -185,7 +185,7 @@ class Grid:
         self.schedule: Schedule = schedule
         self.clip = check_clip(options.get("clip"))
         self.sigma_data = _checks.real("sigma_data", options.get("sigma_data", 0.5), 1e-6, 1e6)
-        accepted = _PREDICTIONS[type(schedule)]
+        accepted = PREDICTIONS[type(schedule)]
         kind = options.get("prediction_type")
         self.prediction_type = (
             accepted[0] if kind is None else _checks.choice("prediction_type", kind, accepted)
