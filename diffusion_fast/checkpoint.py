@@ -78,8 +78,8 @@ class Checkpoint:
         if "prediction_type" in self.metadata and "prediction_type" not in options:
             known, accepted = self.metadata["prediction_type"], PREDICTIONS[NoiseSchedule]
             if known not in accepted:
-                names = ", ".join(accepted)
-                raise ValueError(f"metadata: got the prediction_type {known!r} in it; accepted: one of {names}")
+                given = f"got the prediction_type {known!r} in it"
+                raise ValueError(f"metadata: {given}; accepted: one of {', '.join(accepted)}")
             options["prediction_type"] = known
         return Sampler(self.model, self.schedule, standardiser=self.standardiser, **options)
 
