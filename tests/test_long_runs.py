@@ -183,6 +183,28 @@ def test_resume_begins_on_a_fresh_path_and_leaves_a_complete_one(tmp_path: Path,
     assert df.sample_to(path, sampler, N, resume=True).drawn == N
 
 
+@pytest.mark.parametrize("form", ["csv", "npz", "parquet"])
+@pytest.mark.parametrize("left", [None, b""])
+def test_rows_are_kept_until_the_file_made_of_them_is_whole(
+    tmp_path: Path, sampler: df.Sampler, form: str, left: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the manifest's last save and the unlinking of the rows, and the file then lost."""
+    path = tmp_path / f"x.{form}"
+
+    def stops(self: object) -> None:
+        raise OSError(errno.EIO, "stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Target, "publish", stops)
+        with pytest.raises(OSError, match="stopped"):
+            df.sample_to(path, sampler, N)
+    whole = path.read_bytes()
+    path.unlink() if left is None else path.write_bytes(left)
+    assert df.sample_to(path, sampler, N, resume=True).drawn == 0
+    assert path.read_bytes() == whole and df.verify(path).good
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, f"{path.name}.manifest.json"]
+
+
 def test_every_moment_between_the_last_write_and_the_name(tmp_path: Path, sampler: df.Sampler) -> None:
     """Killed after the manifest says complete, the output still gets its name."""
     path, partial = tmp_path / "x.npy", tmp_path / "x.npy.partial"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -97,6 +98,8 @@ class Keeper:
     def _write_columns(self, table: Table) -> str:
         with replacing(self._target.path) as temporary:
             WRITERS[self._target.form](temporary, table)
+            with open(temporary, "rb") as file:  # its rows are unlinked next
+                os.fsync(file.fileno())
             return file_digest(temporary, self._go_on)
 
     def _blocks(self) -> Iterator[np.ndarray]:

@@ -188,7 +188,7 @@ def _run(
         left = [chunk for chunk in range(made.n_chunks) if chunk not in made.done]
         before, record = made.samples_done, ranks.report
         if ranks.rank == 0:
-            if made.complete:
+            if made.complete and target.has_columns(made):
                 if target.partial.exists():
                     target.publish()
                 return 0

@@ -169,6 +169,12 @@ class Target:
         made.save(self.manifest, sync=True)
         self.publish()
 
+    def has_columns(self, made: Manifest) -> bool:
+        """Whether a run that ended before its rows were unlinked left the file that was made of them."""
+        if self.form not in WRITERS or not self.partial.exists():
+            return True
+        return self.path.is_file() and file_digest(self.path) == made.file_sha256
+
     def publish(self) -> None:
         if self.form == "folder":
             self.remove_shards(self.path)
