@@ -1,8 +1,8 @@
 """What long runs cost: writing beside drawing, memory, two processes beside one, what a kill loses.
 
-python -m benchmarks.long_runs [--samples N] [--only NAME] [--save FILE]: a 2-64-64-2 network, 20 steps, on
-two cores. 100,000,000 samples, the default, take twenty minutes and are written to benchmarks/results/;
-fewer, or one of the measurements, are only printed, or written to FILE.
+python -m benchmarks.long_runs [--samples N] [--save FILE]: a 2-64-64-2 network, 20 steps, on two cores.
+100,000,000 samples, the default, take twenty minutes and are written to benchmarks/results/; fewer are only
+printed, or written to FILE.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from multiprocessing import Value
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from diffusion_fast._timing import Check, Result
 
 STEPS = 20
 ROUNDS = 3
-PAIRS = 9  # of runs of ranks: short ones and many, so that some are undisturbed
+PAIRS = 7  # of ranks: short runs and many, for each pair sees the same neighbours
 SAMPLES = 100_000_000
 
 
@@ -112,27 +112,25 @@ def drawn_twice(sampler: df.Sampler, folder: Path, n: int) -> float:
 
 
 def speedup(path: Path, folder: Path, n: int) -> float:
-    """Two ranks of one thread over one, best over best: two cores are left alone less often than one."""
-    pairs = [[rate(path, folder, n, world) for world in (1, 2)] for _ in range(PAIRS)]
-    one, two = map(max, zip(*pairs, strict=True))
-    return two / one
+    """Two ranks of one thread over one, median of pairs."""
+    ratios = []
+    for _ in range(PAIRS):
+        one, two = (rate(path, folder, n, world) for world in (1, 2))
+        ratios.append(two / one)
+    return statistics.median(ratios)
 
 
-def measurements(folder: Path, n: int) -> dict[str, Callable[[], Check]]:
+def checks(folder: Path, n: int) -> Iterator[Check]:
     """Writing is measured with all n samples, what depends less on their number with a part of them."""
     path = checkpoint(folder)
     sampler = df.load(path).sampler()
     sampler.sample(100_000)
-    part, few = n // 10, n // 20
-    again = f"of {part:,} samples drawn twice after a kill"
-    return {
-        "writing": lambda: Check(
-            "writing to .npy over sampling into memory", streaming(sampler, folder, n), 1.05, most=True
-        ),
-        "kill": lambda: Check(again, 100 * drawn_twice(sampler, folder, part), 2.0, " %", most=True),
-        "memory": lambda: Check("peak memory", peak_megabytes(path, folder, part), 600, " MB", most=True),
-        "ranks": lambda: Check("two ranks of one thread over one", speedup(path, folder, few), 1.9),
-    }
+    extra = streaming(sampler, folder, n)
+    yield Check("writing to .npy over sampling into memory", extra, 1.05, most=True)
+    again = 100 * drawn_twice(sampler, folder, n // 10)
+    yield Check(f"of {n // 10:,} samples drawn twice after a kill", again, 2.0, " %", most=True)
+    yield Check("peak memory", peak_megabytes(path, folder, n // 10), 600, " MB", most=True)
+    yield Check("two ranks of one thread over one", speedup(path, folder, n // 20), 1.9)
 
 
 def main() -> None:
@@ -140,7 +138,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--only", choices=("writing", "kill", "memory", "ranks"))
     parser.add_argument("--save", metavar="FILE", type=Path, help="write the results as JSON")
     options = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))  # the requirements are stated for two cores
@@ -148,12 +145,10 @@ def main() -> None:
     result = Result("long-runs", f"{options.samples:,} samples to disk, 2-64-64-2, {STEPS} steps")
     print(result, flush=True)
     with tempfile.TemporaryDirectory() as name:
-        for part, measure in measurements(Path(name), options.samples).items():
-            if options.only in (None, part):
-                result.checks.append(measure())
-                print(f"  {result.checks[-1]}", flush=True)
-    whole = options.samples == SAMPLES and options.only is None
-    target = options.save or (run.dated("long-runs") if whole else None)
+        for check in checks(Path(name), options.samples):
+            print(f"  {check}", flush=True)
+            result.checks.append(check)
+    target = options.save or (run.dated("long-runs") if options.samples == SAMPLES else None)
     if target is not None:
         run.save(target, [result], hardware)
         print(f"written: {target}")

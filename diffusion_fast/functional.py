@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from diffusion_fast import _checks, solvers
+from diffusion_fast import _checks
 from diffusion_fast import precision as tiers
-from diffusion_fast.sampler import Sampler
+from diffusion_fast.sampler import OPTIONS, Sampler
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.sigma_schedules import FlowSchedule, SigmaSchedule
 
 _CALL_TIME = frozenset(inspect.signature(Sampler.sample).parameters) - {"self", "n"}
-_PLAN_TIME = frozenset(inspect.signature(Sampler).parameters) - {"model", "schedule", "solver_options"}
-_OF_SOLVERS = {option for name in solvers.SOLVERS for option in solvers.options_of(name)}
+_ACCEPTED = sorted(OPTIONS | _CALL_TIME)
 
 
 def sample(
@@ -28,7 +27,7 @@ def sample(
     then, for what it measures is of one scale.
     """
     for name in options:
-        _checks.choice("options of sample", name, sorted(_CALL_TIME | _PLAN_TIME | _OF_SOLVERS))
+        _checks.choice("options of sample", name, _ACCEPTED)
     count, _ = _checks.sample_range(n, options.get("start", 0))
     call = {name: options.pop(name) for name in _CALL_TIME & set(options)}
     for name, ungraded in (("guidance_scale", 2.0), ("guidance_weight", 1.0)):

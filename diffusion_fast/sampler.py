@@ -101,6 +101,8 @@ class Sampler:
         standardiser: Standardiser | None = None,
         **solver_options: Any,
     ) -> None:
+        for name in solver_options.keys() - OF_SOLVERS:
+            _checks.choice("options of Sampler", name, sorted(OPTIONS))
         _checks.choice("time_input", time_input, capture.TIME_INPUTS)
         place = sampler_checks.check_model(model, schedule, time_input)
         _checks.choice("backend", backend, BACKENDS)
@@ -412,3 +414,8 @@ class Sampler:
         self._drawing = self._make_drawing()
         self._weights = Weights(self.model)
         self._fingerprint = self._weights.fingerprint()
+
+
+OF_SOLVERS = {option for name in solvers.SOLVERS for option in solvers.options_of(name)}
+# What Sampler takes by name, the options of every solver among it.
+OPTIONS = inspect.signature(Sampler).parameters.keys() - {"model", "schedule", "solver_options"} | OF_SOLVERS

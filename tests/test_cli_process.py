@@ -52,11 +52,11 @@ def test_help_and_completion_import_nothing_heavy() -> None:
     assert python(code).splitlines()[-1] == "[]"
 
 
+@pytest.mark.alone
 def test_import_adds_little_to_torch_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below 0.3 s of processor time, with the parts that sampling and training need; 0.17 s measured.
 
-    With compiled files, as an installed package has them: the first import writes them. Neighbours that share
-    the caches make an import up to twice as long, so the best of up to eight counts.
+    With compiled files, as an installed package has them: the first import writes them.
     """
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPYCACHEPREFIX", str(tmp_path))
     monkeypatch.setitem(ENVIRONMENT, "PYTHONDONTWRITEBYTECODE", "")
@@ -65,7 +65,7 @@ def test_import_adds_little_to_torch_s(tmp_path: Path, monkeypatch: pytest.Monke
         "df.Sampler, df.NoiseSchedule, df.models, df.train, df.load, df.ops, df.noise, df.datasets\n"
         "print(time.process_time() - began)"
     )
-    assert any(float(python(code)) < 0.3 for _ in range(8))
+    assert min(float(python(code)) for _ in range(3)) < 0.3
 
 
 def test_public_names_are_there_without_being_loaded() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from diffusion_fast import _checks, reference
 from diffusion_fast.capture.graph import OWN_ROW, SMALLER, CallError, CaptureError, op_name, where
@@ -224,8 +224,9 @@ def _lower(module: nn.Module, call: ModuleCall, shape: tuple[int, ...], times: T
         elif node.op == "output":
             program = Program(lowering.output(node.args[0][0]), lowering.dim, call.n_context)
         elif node.op != "placeholder":
-            part = exported.graph_module.get_submodule(str(node.target)).graph.nodes
-            inside = next((one for one in part if one.meta.get("stack_trace")), node)
+            part = getattr(exported.graph_module, str(node.target), None)
+            nodes = part.graph.nodes if isinstance(part, fx.GraphModule) else ()
+            inside = next((one for one in nodes if one.meta.get("stack_trace")), node)
             raise CaptureError(
                 "it runs a part of itself under a mode or a branch of torch's, which cannot be followed",
                 op_name(next(iter(node.users), node)),

@@ -42,7 +42,7 @@ class FusedStep:
 
     _LEVELS: str
     _PREDICTION_TYPES: tuple[str, ...]
-    _made_from: tuple[Any, Any, Any, Any] = (None, None, None, None)
+    _made_from: tuple[Any, Any, Any] = (None, None, None)
     _made_of: tuple[Any, ...] = ()
     _rows: dict[Any, StepRow | None] = {}
     _is_made = False
@@ -84,21 +84,11 @@ class FusedStep:
 
     def _refresh(self) -> bool:
         """Forgets the rows where the run is made from something else than they were; whether it did."""
-        timesteps, levels, config, last = self._made_from
+        timesteps, levels, config = self._made_from
         now = self.__dict__
-        if (
-            timesteps is now["timesteps"]
-            and levels is now[self._LEVELS]
-            and config is now["_internal_dict"]
-            and last is now.get("final_alpha_cumprod")
-        ):
+        if timesteps is now["timesteps"] and levels is now[self._LEVELS] and config is now["_internal_dict"]:
             return False
-        self._made_from = (
-            now["timesteps"],
-            now[self._LEVELS],
-            now["_internal_dict"],
-            now.get("final_alpha_cumprod"),
-        )
+        self._made_from = now["timesteps"], now[self._LEVELS], now["_internal_dict"]
         run = self._contents()
         if run == self._made_of:  # another run like the last: set_timesteps at each call of a pipeline
             return False
@@ -119,8 +109,7 @@ class FusedStep:
             "variance_type",
             "predict_x0",
         )
-        last = now.get("final_alpha_cumprod")  # a tensor, of DDIM
-        return (*read, *map(now.get, attributes), None if last is None else float(last))
+        return (*read, *map(now.get, attributes))
 
     def _next_and_x0(
         self,

@@ -144,6 +144,13 @@ class FastDDIMScheduler(_VarianceStep, DDIMScheduler):
     __init__ = fused.checked(DDIMScheduler)
     set_timesteps = fused.prepared(DDIMScheduler)
 
+    _last: Tensor | None = None  # the level that a run ended at when its rows were made
+
+    def _refresh(self) -> bool:
+        if self._last is not self.final_alpha_cumprod:
+            self._last, self._made_from, self._made_of = self.final_alpha_cumprod, (None, None, None), ()
+        return super()._refresh()
+
     def _prepare(self) -> None:
         t = np.arange(self.config.num_train_timesteps)
         # the original's stride, whatever the list of timesteps is
