@@ -165,7 +165,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             with torch.device("meta"):
                 _check_layout(_build(model_class, config), shapes, dtypes)
             state = {name: tensors.get_tensor(name) for name in shapes}
-        model = _build(model_class, config)
+        with torch.device("cpu"):
+            model = _build(model_class, config).float()
         _check_parts(model, state, "tensor ")
         model.load_state_dict(
             {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
