@@ -116,7 +116,7 @@ def empty_like(x: Tensor) -> Tensor:
         made = torch.empty_like(x)  # at once, for a step on a small tensor is a few of these
         return made if made.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
     memory = torch.frombuffer(_cpu.Block(x.nbytes), dtype=torch.uint8)
-    return torch.empty(0, dtype=x.dtype).set_(memory.untyped_storage(), 0, x.shape)  # type: ignore[call-overload]
+    return torch.empty(0, dtype=x.dtype, device=CPU).set_(memory.untyped_storage(), 0, x.shape)  # type: ignore[call-overload]
 
 
 def allocate(shape: Sequence[int], device: torch.device = CPU, name: str = "n") -> Tensor:
@@ -125,8 +125,6 @@ def allocate(shape: Sequence[int], device: torch.device = CPU, name: str = "n") 
     if size >= 1 << 62:
         raise _checks.bad_value(name, shape, "an output below 2^62 bytes")
     try:
-        if device is CPU:
-            return torch.empty(tuple(shape), dtype=torch.float32)
         return torch.empty(tuple(shape), dtype=torch.float32, device=device)
     except RuntimeError as error:  # torch's allocator raises no MemoryError
         less = "stream()" if device is CPU else "stream(), or out= with memory on the CPU"

@@ -30,6 +30,7 @@ from diffusion_fast.standardiser import Standardiser
 FORMAT_VERSION = 1
 HEADER_KEY = "diffusion_fast"
 MAX_HEADER = 1 << 24  # characters
+MAX_NAME = 1000
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["format_version", "model", "schedule", "metadata"],
@@ -49,7 +50,7 @@ SCHEMA: dict[str, Any] = {
             "type": "object",
             "required": ["name"],
             "additionalProperties": False,
-            "properties": {"name": {"type": "string", "maxLength": 1000}},
+            "properties": {"name": {"type": "string", "maxLength": MAX_NAME}},
         },
         "metadata": {"type": "object"},
     },
@@ -121,13 +122,22 @@ def save(
         state["standardiser.mean"] = standardiser.mean
         state["standardiser.std"] = standardiser.std
     _check_parts(model, state, "")
+    _check_modules(model)
+    if len(schedule.name) > MAX_NAME:
+        raise ValueError(
+            f"schedule: got a name of {len(schedule.name)} characters; accepted: at most {MAX_NAME}"
+        )
     header = {
         "format_version": FORMAT_VERSION,
         "model": {"class": type(model).__name__, "config": model.config},
         "schedule": {"name": schedule.name},
         "metadata": _schema.json_object("metadata", metadata),
     }
-    content = to_bytes(state, metadata={HEADER_KEY: json.dumps(header)})
+    text = json.dumps(header)
+    if len(text) > MAX_HEADER:
+        given = f"{len(text)} characters of JSON, with the model's configuration"
+        raise ValueError(f"metadata: got {given}; accepted: at most {MAX_HEADER}")
+    content = to_bytes(state, metadata={HEADER_KEY: text})
 
     with replacing(target) as temporary, temporary.open("xb") as file:
         file.write(content)
@@ -155,7 +165,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             with torch.device("meta"):
                 _check_layout(_build(model_class, config), shapes, dtypes)
             state = {name: tensors.get_tensor(name) for name in shapes}
-        model = _build(model_class, config)
+        with torch.device("cpu"):
+            model = _build(model_class, config).float()
         _check_parts(model, state, "tensor ")
         model.load_state_dict(
             {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
@@ -196,6 +207,22 @@ def _build(model_class: type[MLPDenoiser], config: dict[str, Any]) -> MLPDenoise
     """The model of a configuration, with no draw from torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         return model_class(**config)
+
+
+def _check_modules(model: MLPDenoiser) -> None:
+    """Refuse a module that has been put in another's place: the file keeps the configuration alone."""
+    with torch.device("meta"):
+        made = dict(_build(type(model), model.config).named_modules())
+    given = dict(model.named_modules())
+    for name in {**made, **given}:
+        ours, own = (
+            None if part is None else (type(part), part.extra_repr())
+            for part in (made.get(name), given.get(name))
+        )
+        if ours != own:
+            raise _checks.bad_value(
+                f"model.{name}", given.get(name), f"{made.get(name)!r}, as its config says"
+            )
 
 
 def _check_layout(model: MLPDenoiser, shapes: dict[str, list[int]], dtypes: dict[str, str]) -> None:

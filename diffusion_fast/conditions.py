@@ -164,7 +164,8 @@ def _shape(name: str, given: Any) -> tuple[int, ...]:
 def _null_context(call: ModuleCall, given: Any) -> Tensor:
     """(n_context,) from a number for all elements, or as one row of the context is given."""
     if not isinstance(given, (Tensor, np.ndarray, Mapping)):
-        return torch.full((call.n_context,), _checks.real("null_context", given, -1e38, 1e38))
+        number = _checks.real("null_context", given, -1e38, 1e38)
+        return torch.full((call.n_context,), number, dtype=torch.float32, device=_tensors.CPU)
     try:
         row = Conditions(call, None, None).context(given, 1, _tensors.CPU)
     except (TypeError, ValueError) as error:

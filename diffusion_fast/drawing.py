@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusion_fast import _tensors, sampler_checks
+from diffusion_fast import _cpu, _tensors, sampler_checks
 from diffusion_fast.cpu_chain import CpuChain
 from diffusion_fast.cuda_chain import CudaChain, copied_out, to_host
 from diffusion_fast.standardiser import Standardiser
@@ -106,7 +106,9 @@ class Drawing:
             return bad
         for part in target.view(-1, *self.shape).split(MODULE_CHUNK if target.is_cpu else DEVICE_CHUNK):
             part.copy_(self.standardiser.inverse(part))
+        last = target[-1] if call.trajectory else target
         if outside is not None:  # there and back rounds
-            last = target[-1] if call.trajectory else target
             last.copy_(outside.exact(last))
-        return bad
+        if last.is_cpu and _cpu.all_finite(last.data_ptr(), last.numel()):
+            return 0, []
+        return ~torch.isfinite(last.flatten(1)).all(1)  # counted here, for the inverse may overflow

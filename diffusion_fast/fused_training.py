@@ -234,7 +234,7 @@ class Core:
         columns = [_indices(f"indices[{i}]", indices[i], n, rows) for i, rows in enumerate(self._tables)]
         steps = -(-n // batch)
         rates = _rates(lr, steps)
-        losses = torch.empty(steps, dtype=torch.float32)
+        losses = _tensors.allocate((steps,), name="inputs")
         if n == 0:
             return losses
         with self._lock:
@@ -268,7 +268,7 @@ class Core:
         of.update(zip(self.parameters, targets, strict=True))
         # A fixed table stands for itself and is left alone.
         views = [of.get(t, t).detach()[..., columns] for t, columns in self._parts]
-        packed = [view if view.is_contiguous() else torch.empty(view.shape) for view in views]
+        packed = [view if view.is_contiguous() else _tensors.allocate(view.shape) for view in views]
         with self._lock:
             self._trainer.store([tensor.data_ptr() for tensor in packed], average)
         for view, tensor in zip(views, packed, strict=True):

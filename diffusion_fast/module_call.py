@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffusion_fast import _checks
+
 
 @dataclass(frozen=True)
 class ModuleCall:
@@ -62,3 +64,13 @@ class ModuleCall:
     ) -> Any:
         args, kwargs = self.arguments(x, t, labels, context)
         return module(*args, **kwargs)
+
+
+def output_like(x: Tensor, output: Any) -> Tensor:
+    """The module's output, if it is of x's shape and dtype: a single column, say, would broadcast unseen."""
+    accepted = f"one that returns one tensor of x's shape and dtype, {tuple(x.shape)} {x.dtype}"
+    if not isinstance(output, Tensor):
+        raise _checks.bad_type("model", output, accepted)
+    if output.shape != x.shape or output.dtype != x.dtype:
+        raise _checks.bad_value("model", output, accepted)
+    return output

@@ -206,7 +206,7 @@ def net(
         elif isinstance(op, TableOp):
             values[op.dst] = _init(op, plan, u, table, labels).expand(len(u), -1)
         elif isinstance(op, GatherOp):  # parts of a value come in order
-            part = values[op.src][:, torch.as_tensor(op.index)]
+            part = values[op.src][:, torch.as_tensor(op.index, device=u.device)]
             values[op.dst] = torch.cat([values[op.dst], part], dim=1) if op.offset else part
         else:
             values[op.dst] = _other_op(op, values)
@@ -347,7 +347,7 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float | Tensor, re
 
     scale: a number or (n,). rescale: phi of Lin et al. 2024, section 3.4; deviations over each sample.
     """
-    s = torch.as_tensor(scale, dtype=unconditional.dtype)
+    s = torch.as_tensor(scale, dtype=unconditional.dtype, device=unconditional.device)
     column = s.reshape(s.shape + (1,) * (unconditional.ndim - s.ndim)) if s.ndim else s
     F = unconditional + column * (conditional - unconditional)
     if not rescale:
@@ -405,9 +405,7 @@ def _class_indices(plan: Plan, n: int, labels: Tensor | int | None) -> Tensor | 
 
 
 def _normal(n: int, dim: int, seed: int, step: int, purpose: str, start: int) -> Tensor:
-    return torch.as_tensor(
-        noise_stream.normal_ref(n, dim, seed=seed, step=step, purpose=purpose, start=start)
-    )
+    return noise_stream.normal_ref(n, dim, seed=seed, step=step, purpose=purpose, start=start)
 
 
 def _cast(array: Any, like: Tensor) -> Tensor:

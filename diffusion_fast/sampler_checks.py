@@ -140,7 +140,7 @@ def warn_not_finite(bad: NotFinite, call: Call) -> None:
         named = ", ".join(str(call.start + row) for row in rows)
         warnings.warn(
             f"{count} of {call.n} samples hold NaN or infinity: sample {named}{more} "
-            "(the model's output overflowed; the others are unaffected)",
+            "(the model's output or the standardiser's inverse overflowed; the others are unaffected)",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -128,7 +128,7 @@ def refuse_mask(name: str, value: Any) -> None:
 def _column(name: str, value: Any) -> Tensor:
     refuse_mask(name, value)
     try:
-        column = torch.as_tensor(value).detach().to("cpu", torch.float64, copy=True)
+        column = torch.as_tensor(value, device="cpu").detach().to(torch.float64, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise _checks.bad_type(name, value, "a sequence of dim numbers") from error
     if column.ndim != 1 or len(column) == 0:

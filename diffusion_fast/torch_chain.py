@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_fast import _checks
 from diffusion_fast.conditions import Conditions
+from diffusion_fast.module_call import output_like
 from diffusion_fast.noise import normal
 from diffusion_fast.reference import Fixed
 from diffusion_fast.solvers.table import StepRow, StepTable
@@ -148,7 +148,7 @@ class Network:
         if context is not None:
             context = context.expand(n, -1).clone()
         with torch.autocast(u.device.type, enabled=False):  # a caller's is for training; samples are float32
-            output = _like(u, self.conditions.call(self.model, u, t, labels, context))
+            output = output_like(u, self.conditions.call(self.model, u, t, labels, context))
         return output.detach()  # a module may switch gradients on
 
 
@@ -203,12 +203,3 @@ def _chain(
     if not call.trajectory:
         target[:] = x
     return x
-
-
-def _like(u: Tensor, output: Any) -> Tensor:
-    """The module's output, if it is what a step takes: a single column, say, would broadcast unseen."""
-    if not isinstance(output, Tensor):
-        raise _checks.bad_type("model", output, f"one that returns a tensor of shape {tuple(u.shape)}")
-    if output.shape != u.shape or output.dtype != u.dtype:
-        raise _checks.bad_value("model", output, f"one that returns {u.dtype} of shape {tuple(u.shape)}")
-    return output

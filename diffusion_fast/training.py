@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from diffusion_fast import _checks
 from diffusion_fast._timing import torch_threads
 from diffusion_fast.datasets import Dataset
-from diffusion_fast.module_call import ModuleCall
+from diffusion_fast.module_call import ModuleCall, output_like
 from diffusion_fast.schedules import NoiseSchedule
 from diffusion_fast.solvers.levels import PREDICTION_TYPES
 from diffusion_fast.threads import MAX_THREADS
@@ -123,6 +123,7 @@ def train(
         raise _checks.bad_value("label_dropout", label_dropout, "0, unless labels are given")
     rows, held_out = _split(model, _training_rows(model, data, labels), validation, generator)
     ModuleCall(int(rows.labels is not None)).check(model)
+    _check_output(model, rows.take(slice(2)))
     steps = epochs * math.ceil(len(rows) / batch_size)
     rates = _Rates(lr, lr_decay, steps)
     _checks.choice("optimizer", optimizer, OPTIMIZERS)
@@ -176,7 +177,7 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.x)
 
-    def take(self, index: Tensor) -> _Rows:
+    def take(self, index: Tensor | slice) -> _Rows:
         return _Rows(self.x[index], None if self.labels is None else self.labels[index])
 
 
@@ -219,13 +220,14 @@ class _Noiser:
     def corrupt(self, rows: _Rows) -> Noisy:
         x0, generator, device = rows.x, self.generator, self.generator.device
         t = torch.randint(self.n_steps, (len(x0),), generator=generator, device=device)
-        eps = torch.randn(x0.shape, generator=generator, device=device)
+        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device=device)
         column = (-1,) + (1,) * (x0.ndim - 1)
         signal, noise = self.signal[t].view(column), self.noise[t].view(column)
         x = (signal * x0).addcmul_(noise, eps)
         labels = rows.labels
         if labels is not None and self.label_dropout > 0:
-            dropped = torch.rand(len(x0), generator=generator, device=device) < self.label_dropout
+            chance = torch.rand(len(x0), generator=generator, dtype=torch.float32, device=device)
+            dropped = chance < self.label_dropout
             labels = labels.masked_fill(dropped, self.null_class)
         if self.prediction_type == "sample":
             return Noisy(x, t, labels, x0)
@@ -279,7 +281,7 @@ class _Trainer:
         current = [p.clone() for p in self.parameters] if self.steps.average else []
         self._load_average()
         self.model.eval()
-        total = torch.zeros((), device=fixed.x.device)
+        total = torch.zeros((), dtype=torch.float32, device=fixed.x.device)
         for inputs, target in fixed.batches(VALIDATION_BATCH):
             total.add_(F.mse_loss(self.model(*inputs), target), alpha=len(target))
         loss = total.item() / len(fixed.x)
@@ -321,6 +323,22 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     if any(p.dtype != torch.float32 for p in parameters):
         raise ValueError(f"model: got weights of {parameters[0].dtype}; accepted: float32")
     return parameters
+
+
+def _check_output(model: nn.Module, rows: _Rows) -> None:
+    """Refuses what the loss would broadcast. With gradients, for a score may differentiate inside forward."""
+    modes = {part: part.training for part in model.modules()}
+    device = rows.x.device
+    t = torch.zeros(len(rows), dtype=torch.int64, device=device)
+    inputs = (rows.x.clone(), t) if rows.labels is None else (rows.x.clone(), t, rows.labels.clone())
+    # A caller's autocast is for training, where the loss takes its half precision.
+    unchanged = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with unchanged, torch.autocast(device.type, enabled=False):
+        try:
+            output_like(rows.x, model.eval()(*inputs))
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
 
 
 def _training_rows(model: nn.Module, data: Any, labels: Any) -> _Rows:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion_fast import fused_training as fused
+from diffusion_fast._tensors import CPU
 from diffusion_fast.models import ConditionalMLPDenoiser, MLPDenoiser
 from diffusion_fast.models import embeddings as em
 
@@ -68,7 +69,7 @@ class TorchSteps:
         self.steps_done = 0
 
     def run(self, noisy: Noisy, batch_size: int, rates: Sequence[float]) -> float:
-        total = torch.zeros((), device=noisy.x.device)
+        total = torch.zeros((), dtype=torch.float32, device=noisy.x.device)
         for (inputs, target), rate in zip(noisy.batches(batch_size), rates, strict=True):
             total.add_(self._step(inputs, target, rate), alpha=len(target))
         return total.item()
@@ -170,7 +171,7 @@ def denoiser_core(model: nn.Module, **options: Any) -> fused.Core:
 
 def _time_condition(embedding: nn.Module, n_steps: int) -> fused.Condition:
     """A table with a row for each step, fixed or trained, and the layers that follow it."""
-    t = torch.arange(n_steps)
+    t = torch.arange(n_steps, device=CPU)
     if fused.is_plain(embedding, em.LearnedTimeEmbedding):
         assert isinstance(embedding, em.LearnedTimeEmbedding)
         layers = fused.layers_of(embedding, em.LearnedTimeEmbedding)
@@ -187,5 +188,5 @@ def _time_condition(embedding: nn.Module, n_steps: int) -> fused.Condition:
 def _class_condition(embedding: nn.Module, n_rows: int) -> fused.Condition:
     if fused.is_plain(embedding, em.OneHotEmbedding) and n_rows <= MAX_ONE_HOT:
         assert isinstance(embedding, em.OneHotEmbedding)
-        return fused.Condition(torch.eye(n_rows), (fused.Layer(embedding),))
+        return fused.Condition(torch.eye(n_rows, dtype=torch.float32, device=CPU), (fused.Layer(embedding),))
     return fused.Condition(fused.embedding_table(embedding))

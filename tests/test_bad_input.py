@@ -20,6 +20,7 @@ from bad_input_sampler import SAMPLER_CASES
 from torch import nn
 
 import diffusion_fast as df
+from diffusion_fast.models import ConditionalMLPDenoiser, MLPDenoiser
 
 
 def aliased_step(b: Bench) -> Any:
@@ -49,6 +50,14 @@ def history_is_x(b: Bench) -> Any:
 def uncond_without_evaluation(b: Bench) -> Any:
     unused = {"row": row(eval=False, e=0.0), "model_output": None}
     return b.step(**unused, uncond_output=torch.ones(4, 2), guidance_scale=2.0)
+
+
+def swapped(part: nn.Module, kind: type[MLPDenoiser] = MLPDenoiser, at: int = 1, **options: Any) -> Any:
+    """A model with another module put in one's place, or behind the last."""
+    with torch.random.fork_rng():
+        model = kind(2, hidden=(8,), n_steps=T, time_dim=4, **options)
+    model.model.add_module(str(at), part)
+    return model
 
 
 PLAN_ROWS = 80
@@ -315,12 +324,27 @@ CASES = [
          V, "float64", "float32", r"model\..*"),
     Case("save model", "device", lambda b: b.save(model=net().to(META)),
          V, "on meta", "weights with values", r"model\..*"),
+    Case("save model", "another activation", lambda b: b.save(model=swapped(nn.ReLU())),
+         V, r"ReLU\(\)", r"Tanh\(\), as its config says", r"model\.model\.1"),
+    Case("save model", "another slope",
+         lambda b: b.save(model=swapped(nn.LeakyReLU(0.2), activation="leaky_relu")),
+         V, r"negative_slope=0\.2", r"negative_slope=0\.01\), as its config says", r"model\.model\.1"),
+    Case("save model", "another activation, conditional",
+         lambda b: b.save(model=swapped(nn.ELU(), ConditionalMLPDenoiser, n_classes=3)),
+         V, "ELU", r"ReLU\(\), as its config says", r"model\.model\.1"),
+    Case("save model", "a module more", lambda b: b.save(model=swapped(nn.Dropout(), at=3)),
+         V, "Dropout", "None, as its config says", r"model\.model\.3"),
+    Case("save schedule", "long name",
+         lambda b: b.save(schedule=df.NoiseSchedule([0.1], name="n" * 1001)),
+         V, "1001 characters", "at most 1000"),
     Case("save schedule", "type", lambda b: b.save(schedule=[0.1]), Ty, r"\[0\.1\]", "NoiseSchedule"),
     Case("save schedule", "longer than model.n_steps", lambda b: b.save(schedule=df.NoiseSchedule.linear(11)),
          V, "11 steps", "10"),
     Case("save standardiser", "width", lambda b: b.save(standardiser=df.Standardiser([0.0], [1.0])),
          V, r"\(1,\)", "2 columns"),
     Case("save metadata", "NaN", lambda b: b.save(metadata={"loss": NAN}), Ty, "nan", "JSON"),
+    Case("save metadata", "too long", lambda b: b.save(metadata={"notes": "n" * (1 << 24)}),
+         V, "characters of JSON", f"at most {1 << 24}"),
     Case("save metadata", "list", lambda b: b.save(metadata=[1]), Ty, r"\[1\]", "dictionary"),
     Case("load path", "type", lambda b: df.load(5), Ty, "5", "str|path"),
     Case("load path", "missing", lambda b: df.load(b.folder / "nowhere"),

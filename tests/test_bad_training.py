@@ -89,6 +89,44 @@ def test_bad_labels_are_named(labels, error):
         quick(small_model(n_classes=3), points(), labels=labels)
 
 
+class Answers(nn.Module):
+    """A module that answers anything, and has a weight and a part with a state."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.linear, self.norm, self.answer = nn.Linear(2, 2), nn.BatchNorm1d(2), answer
+
+    def forward(self, x, t):
+        return self.answer(self.norm(self.linear(x + torch.rand(()))))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "given"),
+    [
+        (lambda out: out[:, :1], ValueError, "shape (2, 1)"),
+        (lambda out: out[0], ValueError, "shape (2,)"),
+        (torch.sum, ValueError, "shape ()"),
+        (lambda out: out.double(), ValueError, "float64"),
+        (lambda out: (out, out), TypeError, "tuple"),
+        (lambda out: None, TypeError, "None"),
+    ],
+)
+def test_outputs_that_the_loss_would_broadcast_are_refused(answer, error, given):
+    model = Answers(answer)
+    model.norm.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    with pytest.raises(error) as caught:
+        quick(model, points())
+    message = str(caught.value)
+    assert message.startswith("model: got")
+    assert given in message
+    assert "accepted: one that returns one tensor of x's shape and dtype, (2, 2) torch.float32" in message
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (model.training, model.linear.training, model.norm.training) == (True, True, False)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
 def test_bad_models_and_schedules_are_named():
     long = NoiseSchedule.linear(21, 1e-3, 0.3)
     with pytest.raises(ValueError, match=r"^schedule: got one of 21 steps; .*model.n_steps = 20"):

@@ -42,6 +42,19 @@ def test_rows_that_overflow_are_named(backend: str) -> None:
         sampler.sample(600, x_T=x_T)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_rows_that_overflow_in_the_data_s_units_are_named(backend: str) -> None:
+    standardiser = df.Standardiser([0.0] * 3, [1.0, 1e38, 1.0])
+    sampler = df.Sampler(make_model(), SCHEDULE, backend=backend, standardiser=standardiser)
+    plain = df.Sampler(make_model(), SCHEDULE, backend=backend).sample(600)
+    bad = torch.isinf((plain * standardiser.std).float()).any(1)
+    assert 0 < bad.sum() < 600
+    first = int(bad.nonzero()[0])
+    for options in ({}, {"return_trajectory": True}):
+        with pytest.warns(RuntimeWarning, match=rf"{int(bad.sum())} of 600 samples .*sample {first}, "):
+            sampler.sample(600, **options)
+
+
 def change_in_place(model: nn.Module) -> None:
     with torch.no_grad():
         model.get_parameter("model.0.weight").mul_(1.5)

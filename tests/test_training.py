@@ -42,15 +42,20 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 
 class Recorder(nn.Module):
-    """Answers zeros (times a weight, so that it can be trained) and keeps what it was given."""
+    """Answers zeros (times a weight, so that it can be trained) and keeps what it was given, but in the first
+    call, which looks at what it returns."""
 
     def __init__(self, n_classes: int | None = None) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.zeros(()))
         self.n_classes = n_classes
         self.x, self.t, self.y, self.training_mode = [], [], [], []
+        self.looked_at = False
 
     def forward(self, x, t, y=None):
+        if not self.looked_at:
+            self.looked_at = True
+            return self.scale * x
         self.x.append(x.clone())
         self.t.append(t.clone())
         self.y.append(None if y is None else y.clone())

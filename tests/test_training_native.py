@@ -40,6 +40,39 @@ def assert_alike(runs) -> None:
     assert history.stopped_early == expected.stopped_early
 
 
+@pytest.fixture
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("time_embedding", TIME_EMBEDDINGS)
+def test_torch_s_default_dtype_has_no_part_in_it(time_embedding, request):
+    """Same bits as with float32 by default; a strided view of a weight is where the C++ core writes to a
+    tensor of its own."""
+
+    def make() -> MLPDenoiser:
+        torch.manual_seed(1)
+        options = {"time_embedding": time_embedding, "n_steps": 20}
+        return ConditionalMLPDenoiser(2, 3, (24, 17), "silu", **options).float()
+
+    options = {"labels": LABELS, "label_dropout": 0.2, "ema": 0.9, "validation": 0.2, "epochs": 5}
+    before = both(make, **options)
+    start = make().state_dict()
+    request.getfixturevalue("float64_by_default")
+
+    def again() -> MLPDenoiser:
+        model = make()
+        model.load_state_dict(start)
+        return model
+
+    for (old, expected), (new, history) in zip(before, both(again, **options), strict=True):
+        assert torch.equal(weights(new), weights(old))
+        assert history.train_loss == expected.train_loss
+        assert history.validation_loss == expected.validation_loss
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_each_activation(activation):
     assert_alike(both(lambda: small_model(activation=activation, hidden=(24, 17))))

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from diffusion_fast import _checks, reference
+from diffusion_fast._tensors import CPU
 from diffusion_fast.capture.graph import OWN_ROW, SMALLER, CallError, CaptureError, op_name, where
 from diffusion_fast.capture.lowering import Lowering
 from diffusion_fast.capture.program import Program
@@ -59,14 +60,14 @@ def network_time(
     _checks.choice("time_input", time_input, TIME_INPUTS)
     if isinstance(schedule, NoiseSchedule):
         return _time_of_index(times, time_input, schedule)
-    t = torch.tensor(np.asarray(times), dtype=torch.float64)
+    t = torch.tensor(np.asarray(times), dtype=torch.float64, device=CPU)
     if time_input in ("index", "index1"):
         position = {float(value): i for i, value in enumerate(schedule._values)}
         missing = [value for value in t.flatten().tolist() if value not in position]
         if missing:
             accepted = f"a continuous one, for the solver visits {missing[0]:g}, between the levels listed"
             raise _checks.bad_value("time_input", time_input, accepted)
-        index = torch.tensor([position[value] for value in t.flatten().tolist()]).reshape(t.shape)
+        index = torch.tensor([position[value] for value in t.flatten().tolist()], device=CPU).reshape(t.shape)
         return index if time_input == "index" else index + 1
     if isinstance(schedule, FlowSchedule):
         sigma = t / (1 - t)
@@ -80,7 +81,7 @@ def network_time(
 
 
 def _time_of_index(t_index: Any, time_input: str, schedule: NoiseSchedule) -> Tensor:
-    t = t_index if isinstance(t_index, Tensor) else torch.tensor(t_index)
+    t = t_index if isinstance(t_index, Tensor) else torch.tensor(t_index, dtype=torch.float64, device=CPU)
     whole = not bool((t != t.round()).any())
     out_of_range = bool(((t < 0) | (t > schedule.n_steps - 1)).any())
     if out_of_range or (time_input in ("index", "index1") and not whole):
@@ -90,7 +91,9 @@ def _time_of_index(t_index: Any, time_input: str, schedule: NoiseSchedule) -> Te
     if time_input == "unit":
         return ((t + 1).double() / schedule.n_steps).float()
     if not whole:
-        return _noise_level(torch.as_tensor(sigma_of_time(schedule, t.double().numpy())), time_input)
+        return _noise_level(
+            torch.as_tensor(sigma_of_time(schedule, t.double().numpy()), device=CPU), time_input
+        )
     abar = schedule.alphas_cumprod.double()[t.to(torch.int64)]
     return _noise_level(torch.sqrt((1 - abar) / abar), time_input)
 
@@ -129,7 +132,7 @@ def capture(
     times = network_time(list(timesteps), time_input, schedule)
     if not 1 <= len(times) <= MAX_TABLES:
         raise _checks.bad_value("timesteps", len(times), f"1 to {MAX_TABLES} of them")
-    device = next((tensor.device for _, tensor in _tensors(module)), torch.device("cpu"))
+    device = next((tensor.device for _, tensor in _tensors(module)), CPU)
     times = times.to(device)
     # The caller's random state stays as it was, whatever the module draws.
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -146,16 +149,17 @@ def verify(
 
     times: the network times, (n_tables,), on the module's device. Every row has its own timestep and class.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(CPU).manual_seed(0)
+    float32: Any = {"dtype": torch.float32, "device": CPU}
 
     def random(high: int, n: int) -> Tensor:
-        return torch.randint(0, max(high, 1), (n,), generator=generator)
+        return torch.randint(0, max(high, 1), (n,), generator=generator, device=CPU)
 
     for n in (1, 3, 257):
-        x = torch.randn(n, *shape, generator=generator)
-        context = torch.randn(n, call.n_context, generator=generator)
+        x = torch.randn(n, *shape, generator=generator, **float32)
+        context = torch.randn(n, call.n_context, generator=generator, **float32)
         table, labels = random(program.n_tables, n), random(program.n_classes, n)
-        order = torch.randperm(n, generator=generator)
+        order = torch.randperm(n, generator=generator, device=CPU)
         expected = reference.net(program, x.flatten(1), table, labels, context)
         inputs = x, times[table.to(times.device)], labels, context
         first, again = (_called(module, call, *inputs) for _ in range(2))
@@ -203,9 +207,11 @@ def _check_arguments(module: Any, shape: Any, n_classes: Any) -> tuple[tuple[int
 
 def _lower(module: nn.Module, call: ModuleCall, shape: tuple[int, ...], times: Tensor) -> TileProgram:
     device = times.device
-    x = torch.zeros(2, *shape, device=device)  # two rows: export takes a batch of one for a constant
+    x = torch.zeros(
+        2, *shape, dtype=torch.float32, device=device
+    )  # two rows: export takes a batch of one for a constant
     labels = torch.zeros(2, dtype=torch.int64, device=device)
-    context = torch.zeros(2, call.n_context, device=device)
+    context = torch.zeros(2, call.n_context, dtype=torch.float32, device=device)
     args, kwargs = call.arguments(x, times[:1].repeat(2), labels, context)
     exported = _export(module, args, kwargs)
     worlds = Worlds(times, call.n_classes)

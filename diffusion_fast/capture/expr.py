@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from diffusion_fast._tensors import CPU
 from diffusion_fast.capture.graph import CaptureError
 from diffusion_fast.reference import FUNCTIONS
 from diffusion_fast.tile_ops import SLOPES, Array
@@ -87,7 +88,7 @@ class Table(Expr):
         """(width,), if it depends on neither t nor y."""
         if self.step is not None or self.label is not None or self.joint is not None:
             return None
-        return torch.zeros(self.width, dtype=torch.float64) if self.bias is None else self.bias
+        return torch.zeros(self.width, dtype=torch.float64, device=CPU) if self.bias is None else self.bias
 
     @property
     def one_part(self) -> Table | None:
@@ -219,7 +220,7 @@ class Builder:
         return Table(width=width, place=self.place, **parts)  # type: ignore[arg-type]
 
     def number(self, width: int, value: float) -> Table:
-        return self.table(width, bias=torch.full((width,), value, dtype=torch.float64))
+        return self.table(width, bias=torch.full((width,), value, dtype=torch.float64, device=CPU))
 
     def map(self, src: Expr, function: str, param: float = 0.0) -> Expr:
         if isinstance(src, Table) and (whole := src.one_part) is not None:

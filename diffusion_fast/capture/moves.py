@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from diffusion_fast._tensors import CPU
 from diffusion_fast.capture.expr import Expr
 from diffusion_fast.capture.graph import METADATA_OPERANDS, MIXES, NO_KERNEL, op_name, refusal
 from diffusion_fast.tile_ops import Array
@@ -31,7 +32,11 @@ def run_on_indices(low: Lowering, node: fx.Node, given: dict[fx.Node, Array]) ->
         size = (world.rows, *index.shape) if batched else index.shape
         device = operand.meta["val"].device
         positions[operand] = flat.expand(size).clone().to(device)
-        numbers = torch.arange(world.rows).reshape(-1, *(1,) * index.ndim) if batched else torch.tensor(-1)
+        numbers = (
+            torch.arange(world.rows, device=CPU).reshape(-1, *(1,) * index.ndim)
+            if batched
+            else torch.tensor(-1, device=CPU)
+        )
         rows[operand] = numbers.expand(size).clone().to(device)
     _check_other_operands(low, node, given)
     results = []
@@ -48,7 +53,7 @@ def run_on_indices(low: Lowering, node: fx.Node, given: dict[fx.Node, Array]) ->
 def _one_sample(node: fx.Node, position: Tensor, row: Tensor, n: int) -> Array:
     if not position.ndim or len(position) != n:
         raise refusal(node, *MIXES)
-    own = torch.arange(n).reshape(n, *(1,) * (position.ndim - 1))
+    own = torch.arange(n, device=CPU).reshape(n, *(1,) * (position.ndim - 1))
     if not bool((((row == own) | (row == -1)) & (position == position[:1])).all()):
         raise refusal(node, *MIXES)
     return position[0].numpy()

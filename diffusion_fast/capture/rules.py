@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+from diffusion_fast._tensors import CPU
 from diffusion_fast.capture.expr import Expr, Map, Table
 from diffusion_fast.capture.graph import activation_of, argument, number, operands, refusal, tail_of
 from diffusion_fast.capture.rules_norm import NORM_RULES
@@ -66,7 +67,7 @@ def _layer(
     if n_rows == 1:
         out = low.build.linear(src, weight)
     else:
-        indices = torch.arange(n_rows * n_in).reshape(n_rows, n_in).numpy()
+        indices = torch.arange(n_rows * n_in, device=CPU).reshape(n_rows, n_in).numpy()
         rows = [low.build.linear(low.build.pick(src, index), weight) for index in indices]
         out = low.build.join(rows)
     if bias is None or scales[0] == 0:
@@ -301,7 +302,7 @@ def glu(low: Lowering, node: fx.Node) -> Expr | None:
     axis = axis - 1 if axis > 0 else axis + len(tail)
     if axis < 0:
         return None
-    halves = torch.arange(math.prod(tail)).reshape(tail).chunk(2, axis)
+    halves = torch.arange(math.prod(tail), device=CPU).reshape(tail).chunk(2, axis)
     src = low.read_as_is(operand, node)
     value, gate = (low.build.pick(src, half.numpy()) for half in halves)
     return low.build.mul(value, low.build.map(gate, "sigmoid"))
@@ -325,7 +326,7 @@ def pad(low: Lowering, node: fx.Node) -> Expr | None:
     if len(sides) > 2 * len(tail):  # type: ignore[arg-type]
         return None
     width = math.prod(tail)
-    index = torch.nn.functional.pad(torch.arange(width).reshape(tail), tuple(sides), value=width)  # type: ignore[arg-type]
+    index = torch.nn.functional.pad(torch.arange(width, device=CPU).reshape(tail), tuple(sides), value=width)  # type: ignore[arg-type]
     both = low.build.join([low.read_as_is(operand, node), low.build.number(1, float(value))])
     return low.build.pick(both, index.numpy())
 

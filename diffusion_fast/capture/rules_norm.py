@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from diffusion_fast._tensors import CPU
 from diffusion_fast.capture.expr import Expr, Table
 from diffusion_fast.capture.graph import MIXES, argument, number, refusal, tail_of
 from diffusion_fast.tile_ops import Array
@@ -96,7 +97,7 @@ def batch_norm(low: Lowering, node: fx.Node) -> Expr | None:
         factor, shift = factor * scale, shift * scale
     if bias is not None:
         shift = shift + low.constant(bias, node, reason)
-    channels = torch.arange(tail[0]).repeat_interleave(math.prod(tail[1:]))
+    channels = torch.arange(tail[0], device=CPU).repeat_interleave(math.prod(tail[1:]))
     width = len(channels)
     scaled = low.build.mul(src, low.build.table(width, bias=factor[channels]))
     return low.build.add(scaled, low.build.table(width, bias=shift[channels]))

@@ -58,7 +58,7 @@ class ScalarTime(nn.Module):
     """The raw number t + 1 as one column (no weights; time_dim has no part in it)."""
 
     def forward(self, t: Tensor) -> Tensor:
-        return (t + 1).to(torch.get_default_dtype()).unsqueeze(-1)
+        return (t + 1).to(torch.float32).unsqueeze(-1)
 
 
 TIME_EMBEDDINGS = ("learned", "sinusoidal", "table", "scalar")
