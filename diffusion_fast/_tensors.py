@@ -47,6 +47,7 @@ def finite_near(name: str, tensor: Any, shape: tuple[int, ...], device: torch.de
     """As `given_near`, float32 without NaN and infinity."""
     if _cpu.finite_floats(tensor, *shape):  # the usual case in one question
         return tensor
+    _checks.refuse_mask(name, tensor)
     return _checks.finite(name, given_near(name, tensor, torch.float32, shape, device))
 
 

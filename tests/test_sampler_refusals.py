@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from samplers import SCHEDULE, Foreign, make_model
@@ -130,7 +131,12 @@ def test_attributes_and_hooks_that_changed_are_noticed(change: Callable[[nn.Modu
 def test_what_is_set_to_an_equal_value_is_no_change() -> None:
     model = WithState().eval()
     sampler = df.Sampler(model, SCHEDULE, shape=3, steps=3, backend="native")
-    model.scale, model.kind, model.pair, model._calls = float("1.5"), "".join(["lin", "ear"]), (1, int("-1")), 9
+    model.scale, model.kind, model.pair, model._calls = (
+        float("1.5"),
+        "".join(["lin", "ear"]),
+        (1, int("-1")),
+        9,
+    )
     sampler.sample(5)
 
 
