@@ -93,7 +93,7 @@ uint64_t version(PyObject* tensor) {
 
 // A hash of what is mixed into it, in order.
 class Fingerprint {
-public:
+  public:
     uint64_t hash = 0xcbf29ce484222325;
 
     void mix(uint64_t word) {  // the finaliser of MurmurHash3 on what was and what comes
@@ -119,7 +119,8 @@ public:
     }
 
     // A number by its bits (hash(-1) is hash(-2)), a string and a tuple by what they hold, the rest by its
-    // address. False where a tensor's is not known.
+    // address, but for lists and dicts: torch.export leaves copies in their place. False where a tensor's
+    // address is not known.
     bool attribute(PyObject* value) {
         address(Py_TYPE(value));
         if (PyFloat_Check(value)) {
@@ -143,7 +144,7 @@ public:
                 if (!attribute(PyTuple_GET_ITEM(value, i))) return false;
         } else if (PyObject_TypeCheck(value, reinterpret_cast<PyTypeObject*>(torch_.tensor_type))) {
             return tensor(value);
-        } else {
+        } else if (!PyList_Check(value) && !PyDict_Check(value)) {
             address(value);
         }
         return true;

@@ -31,9 +31,9 @@ class Weights:
     def fingerprint(self) -> Any:
         """Changes when a parameter or buffer is added, replaced or written to (by its data_ptr and _version),
         a submodule or forward hook added, removed or replaced, or an attribute whose name does not begin with
-        _ set: numbers, strings and tuples of them by value, tensors as parameters are, all else by identity.
-        Writes through `.data` or a NumPy view, and what lies in lists, dicts and objects, leave no trace
-        here."""
+        _ set: numbers, strings and tuples of them by value, tensors as parameters are, all else but lists and
+        dicts by identity. Writes through `.data` or a NumPy view, and what lies in lists, dicts and objects,
+        leave no trace here."""
         state = _cpu.fingerprint(self._stores, self._children, self._attributes)
         if state is not None:
             return state
@@ -55,4 +55,6 @@ def _trace(value: Any) -> Any:
         return type(value), repr(value)  # 0.0 == -0.0
     if isinstance(value, tuple):
         return type(value), *map(_trace, value)
+    if isinstance(value, list | dict):  # torch.export leaves copies in their place
+        return type(value)
     return id(value)

@@ -42,6 +42,11 @@ def masked(array: np.ndarray) -> np.ndarray:
     return np.ma.masked_array(array, np.arange(array.size).reshape(array.shape) == 0)
 
 
+def with_context(b: Bench, context: np.ndarray) -> Any:
+    sampler = b.make(WithContext().eval(), shape=2, context_shape=2)
+    return b.draw(sampler=sampler, context=context)
+
+
 def kinks() -> nn.Module:
     """Of which no table of 512 MB makes a millionth."""
     with torch.random.fork_rng():
@@ -238,9 +243,9 @@ SAMPLER_CASES = [
     Case("sample guidance_scale", "1 in float32, by weight",
          lambda b: b.draw(sampler=b.make(net(3), guidance_weight=1e-9), labels=1, guidance_scale=ones((4,))),
          V, r"shape \(4,\)", "None.*other than 1 in float32"),
-    Case("sample context", "masked", lambda b: b.draw(sampler=b.make(WithContext().eval(), shape=2, context_shape=2), context=masked(np.ones((4, 2), np.float32))),
+    Case("sample context", "masked", lambda b: with_context(b, masked(np.ones((4, 2), np.float32))),
          Ty, "masked", "mask"),
-    Case("sample context", "longdouble", lambda b: b.draw(sampler=b.make(WithContext().eval(), shape=2, context_shape=2), context=np.ones((4, 2), np.longdouble)),
+    Case("sample context", "longdouble", lambda b: with_context(b, np.ones((4, 2), np.longdouble)),
          Ty, "longdouble|float128|float64", "float32 tensor"),
     Case("sample fixed_values", "masked",
          lambda b: b.draw(fixed_mask=np.array([True, False]), fixed_values=masked(np.ones(2, np.float32))),

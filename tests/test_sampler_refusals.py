@@ -78,6 +78,7 @@ class WithState(nn.Module):
         self.layer = nn.Linear(3, 3)
         self.scale, self.kind, self.shift = 1.5, "linear", torch.ones(3)
         self.whole, self.real, self.none = -1, -1.0, None
+        self.listed, self.config = [1, 2], {"dim": 3}
         self.numpy, self.pair, self.inside = np.float32(1), (1, -1), (torch.ones(3), "linear")
         self.register_buffer("first", None)
         self.register_buffer("second", torch.ones(3))
@@ -137,6 +138,8 @@ def test_what_is_set_to_an_equal_value_is_no_change() -> None:
         (1, int("-1")),
         9,
     )
+    sampler.sample(5)
+    df.Sampler(model, SCHEDULE, shape=3, steps=2, backend="native")  # torch.export copies its containers
     sampler.sample(5)
 
 
