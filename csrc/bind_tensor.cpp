@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 
 #include "blocks.h"
@@ -90,51 +91,100 @@ uint64_t version(PyObject* tensor) {
     return value;
 }
 
-// A number that changes when a tensor of `stores` is replaced or written to, from each one's address and
-// _version, a module or hook of `children` replaced, or an attribute of `attributes` set. The first two are
-// lists of dicts, as torch's modules keep them, the last one of pairs of a dict and a key. None where the
-// exchange API does not tell an address.
-py::object fingerprint(const py::list& stores, const py::list& children, const py::list& attributes) {
+// A hash of what is mixed into it, in order.
+class Fingerprint {
+  public:
     uint64_t hash = 0xcbf29ce484222325;
-    const auto mix = [&hash](uint64_t word) {  // the finaliser of MurmurHash3 on what was and what comes
+
+    void mix(uint64_t word) {  // the finaliser of MurmurHash3 on what was and what comes
         hash ^= word + 0x9e3779b97f4a7c15 + (hash << 6) + (hash >> 2);
         hash = (hash ^ hash >> 33) * 0xff51afd7ed558ccd;
         hash = (hash ^ hash >> 33) * 0xc4ceb9fe1a85ec53;
-    };
+    }
+    void address(const void* at) { mix(reinterpret_cast<uintptr_t>(at)); }
+
+    void hashed(PyObject* value) {
+        const Py_hash_t of_value = PyObject_Hash(value);
+        if (of_value == -1) PyErr_Clear();
+        mix(uint64_t(of_value));
+    }
+
+    // False where the exchange API does not tell the tensor's address.
+    bool tensor(PyObject* value) {
+        dlpack::Tensor view;
+        if (!view_of(value, view)) return false;
+        address(view.data);
+        mix(version(value));
+        return true;
+    }
+
+    // A number by its bits (hash(-1) is hash(-2)), a string and a tuple by what they hold, the rest by its
+    // address, but for lists and dicts: torch.export leaves copies in their place. False where a tensor's
+    // address is not known.
+    bool attribute(PyObject* value) {
+        address(Py_TYPE(value));
+        if (PyFloat_Check(value)) {
+            const double number = PyFloat_AS_DOUBLE(value);
+            uint64_t bits;
+            std::memcpy(&bits, &number, sizeof bits);
+            mix(bits);
+        } else if (PyLong_Check(value)) {
+            int overflow = 0;
+            const long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+            if (overflow)
+                address(value);
+            else
+                mix(uint64_t(number));
+        } else if (PyUnicode_Check(value)) {
+            hashed(value);
+        } else if (PyTuple_Check(value)) {
+            const Py_ssize_t count = PyTuple_GET_SIZE(value);
+            mix(uint64_t(count));
+            for (Py_ssize_t i = 0; i < count; ++i)
+                if (!attribute(PyTuple_GET_ITEM(value, i))) return false;
+        } else if (PyObject_TypeCheck(value, reinterpret_cast<PyTypeObject*>(torch_.tensor_type))) {
+            return tensor(value);
+        } else if (!PyList_Check(value) && !PyDict_Check(value)) {
+            address(value);
+        }
+        return true;
+    }
+};
+
+// Whether an attribute of a module is watched: not torch's own and what is private to the module, nor the
+// mode, which a sampler looks at by itself.
+bool watched(PyObject* name) {
+    if (!PyUnicode_Check(name) || PyUnicode_GET_LENGTH(name) == 0) return true;
+    const Py_UCS4 first = PyUnicode_READ_CHAR(name, 0);
+    return first != '_' && (first != 't' || PyUnicode_CompareWithASCIIString(name, "training") != 0);
+}
+
+// A number that changes when a tensor of `stores` is replaced or written to, from each one's address and
+// _version, a module or hook of `children` replaced, or an attribute of `attributes` set. All are lists of
+// dicts, as torch's modules keep them. None where the exchange API does not tell an address.
+py::object fingerprint(const py::list& stores, const py::list& children, const py::list& attributes) {
+    Fingerprint print;
     PyObject *key, *value;
-    for (const py::list& dicts : {stores, children})
+    for (const py::list& dicts : {stores, children, attributes})
         for (const py::handle dict : dicts)
             if (!PyDict_Check(dict.ptr())) throw py::type_error("fingerprint: takes lists of dicts");
     for (const py::handle store : stores)
         for (Py_ssize_t at = 0; PyDict_Next(store.ptr(), &at, &key, &value);) {
-            dlpack::Tensor view;
-            if (value == Py_None) continue;
-            if (!view_of(value, view)) return py::none();
-            mix(reinterpret_cast<uintptr_t>(view.data));
-            mix(version(value));
+            print.hashed(key);
+            if (value != Py_None && !print.tensor(value)) return py::none();
         }
     for (const py::handle modules : children)
-        for (Py_ssize_t at = 0; PyDict_Next(modules.ptr(), &at, &key, &value);)
-            mix(reinterpret_cast<uintptr_t>(value));
-    for (const py::handle pair : attributes) {
-        if (!PyTuple_Check(pair.ptr()) || PyTuple_GET_SIZE(pair.ptr()) != 2 ||
-            !PyDict_Check(PyTuple_GET_ITEM(pair.ptr(), 0)))
-            throw py::type_error("fingerprint: takes pairs of a dict and a key");
-        value = PyDict_GetItem(PyTuple_GET_ITEM(pair.ptr(), 0), PyTuple_GET_ITEM(pair.ptr(), 1));
-        mix(value ? reinterpret_cast<uintptr_t>(Py_TYPE(value)) : 0);
-        if (!value) continue;
-        dlpack::Tensor view;
-        if (reinterpret_cast<PyObject*>(Py_TYPE(value)) == torch_.tensor_type) {
-            if (!view_of(value, view)) return py::none();
-            mix(reinterpret_cast<uintptr_t>(view.data));
-            mix(version(value));
-        } else {
-            const Py_hash_t of_value = PyObject_Hash(value);
-            if (of_value == -1) PyErr_Clear();  // no longer of a kind that is hashed: its type has told
-            mix(uint64_t(of_value));
+        for (Py_ssize_t at = 0; PyDict_Next(modules.ptr(), &at, &key, &value);) {
+            print.hashed(key);  // of a hook its number, which no later one has
+            print.address(value);
         }
-    }
-    return py::int_(hash);
+    for (const py::handle names : attributes)
+        for (Py_ssize_t at = 0; PyDict_Next(names.ptr(), &at, &key, &value);) {
+            if (!watched(key)) continue;
+            print.hashed(key);
+            if (!print.attribute(value)) return py::none();
+        }
+    return py::int_(print.hash);
 }
 
 bool finite_at(const void* address, int64_t count) {

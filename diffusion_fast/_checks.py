@@ -114,8 +114,18 @@ def weights(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return finite(name, values) if values.is_floating_point() else values
 
 
+def refuse_mask(name: str, value: Any) -> None:
+    """TypeError for a masked array: NumPy and torch would take what is behind the mask."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: got a masked array of shape {value.shape}; accepted: an array without a mask, of the "
+            "rows without gaps or with the gaps filled"
+        )
+
+
 def class_labels(name: str, labels: Any, n: int, high: int, accepted: str) -> torch.Tensor:
     """(n,) integers of any kind in [0, high], as int64 on the CPU."""
+    refuse_mask(name, labels)
     if isinstance(labels, torch.Tensor):
         labels = readable(name, labels.detach(), accepted).cpu()
     try:

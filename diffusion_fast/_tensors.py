@@ -47,7 +47,20 @@ def finite_near(name: str, tensor: Any, shape: tuple[int, ...], device: torch.de
     """As `given_near`, float32 without NaN and infinity."""
     if _cpu.finite_floats(tensor, *shape):  # the usual case in one question
         return tensor
+    _checks.refuse_mask(name, tensor)
     return _checks.finite(name, given_near(name, tensor, torch.float32, shape, device))
+
+
+def of_array(name: str, value: Any, *dtypes: Any) -> Any:
+    """The tensor of a NumPy array of these dtypes, of any byte order and strides; by default of floating
+    numbers, and then float64 is made float32. What is no such array, and no tensor, is returned as it is."""
+    _checks.refuse_mask(name, value)
+    if isinstance(value, np.ndarray):
+        native = value.dtype.newbyteorder("=")
+        if native in (dtypes or (np.float16, np.float32, np.float64)):
+            value = torch.from_numpy(np.require(value, native, ["C", "W"]))  # torch warns of read-only ones
+    double = not dtypes and isinstance(value, Tensor) and value.dtype == torch.float64
+    return value.to(torch.float32) if double else value
 
 
 def _is_on(tensor: Tensor, device: torch.device) -> bool:

@@ -110,7 +110,7 @@ def fixed_of(
         missing, given = ("fixed_mask", values) if mask is None else ("fixed_values", mask)
         raise _checks.bad_value(missing, None, f"a tensor beside {_checks.describe(given)}")
     accepted = f"a bool tensor of shape {shape}"
-    chosen = torch.from_numpy(mask) if isinstance(mask, np.ndarray) and mask.dtype == bool else mask
+    chosen = _tensors.of_array("fixed_mask", mask, np.bool_)
     if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
         raise _checks.bad_type("fixed_mask", mask, accepted)
     if tuple(chosen.shape) != shape:
@@ -125,12 +125,9 @@ def _rows(name: str, given: Any, n: int, shape: tuple[int, ...], device: torch.d
     if len(shape) == 1 and _cpu.finite_floats(given, n, *shape):
         return given
     accepted = f"a float32 tensor of shape {(n, *shape)}, or {shape} for all samples"
-    tensor = given
-    if isinstance(given, np.ndarray) and given.dtype.kind == "f":
-        tensor = torch.from_numpy(np.ascontiguousarray(given))
+    tensor = _tensors.of_array(name, given)
     if not isinstance(tensor, Tensor):
         raise _checks.bad_type(name, given, accepted)
-    tensor = tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor
     if n != 1 and tuple(tensor.shape) == (1, *shape):
         tensor = tensor[0]
     one = tuple(tensor.shape) == shape

@@ -59,17 +59,14 @@ def scales_of(
     if scale is None and weight is None:
         return None
     name, given = one_of(scale, weight)
-    if guidance is None or guidance.scale == 1:
-        accepted = "None, for the sampler was made without guidance: guidance_scale other than 1"
+    if guidance is None or np.float32(guidance.scale) == 1:  # as the kernels see it, which then skip it
+        accepted = "None, for the sampler was made without guidance: guidance_scale other than 1 in float32"
         raise _checks.bad_value(name, given, accepted)
-    if isinstance(given, np.ndarray) and given.dtype.kind == "f":
-        given = torch.from_numpy(np.ascontiguousarray(given))
-    if isinstance(given, Tensor) and given.dtype == torch.float64:
-        given = given.to(torch.float32)
-    if not isinstance(given, Tensor):
+    tensor = _tensors.of_array(name, given)
+    if not isinstance(tensor, Tensor):
         accepted = f"an ({n},) float32 tensor, one for each sample; one number for all belongs to the Sampler"
         raise _checks.bad_type(name, given, accepted)
-    checked = _tensors.given_near(name, given, torch.float32, (n,), device)
+    checked = _tensors.given_near(name, tensor, torch.float32, (n,), device)
     return _checks.finite(name, checked if weight is None else checked + 1)
 
 

@@ -277,8 +277,8 @@ class Sampler:
 
         The chunks are on the CPU: those of a sampler on CUDA are copied out through pinned memory while the
         next ones are drawn. `sample` with start= and chunk by chunk leaves them on the device.
-        The arguments are checked at the call, before the first chunk is asked for. out, x_T and noise, which
-        belong to whole calls, are not accepted.
+        The arguments are checked and copied at the call, before the first chunk is asked for. out, x_T and
+        noise, which belong to whole calls, are not accepted.
         """
         for name in unknown:
             if name in ("out", "x_T", "noise"):
@@ -303,8 +303,7 @@ class Sampler:
         )
         size = _checks.integer("chunk_size", chunk_size, 1)
         call.seed = self._seed(seed)
-
-        return self._drawing.chunks(call, size, progress, self._check_weights)
+        return self._drawing.chunks(call.copied(), size, progress, self._check_weights)
 
     def explain(self) -> str:
         """What was folded into tables, what the fused kernel runs, what is left to torch, and why."""

@@ -87,7 +87,7 @@ class Standardiser:
         return self._apply(x, forward=False)
 
     def _apply(self, x: Array, *, forward: bool) -> Array:
-        refuse_mask("x", x)
+        _checks.refuse_mask("x", x)
         if not isinstance(x, np.ndarray | Tensor) or (
             isinstance(x, np.ndarray) and x.dtype.kind not in "fiub"
         ):
@@ -116,17 +116,8 @@ class Standardiser:
         return f"Standardiser(mean={self.mean.tolist()}, std={self.std.tolist()})"
 
 
-def refuse_mask(name: str, value: Any) -> None:
-    """TypeError for a masked array: NumPy and torch would take what is behind the mask."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name}: got a masked array of shape {value.shape}; accepted: an array without a mask, of the "
-            "rows without gaps or with the gaps filled"
-        )
-
-
 def _column(name: str, value: Any) -> Tensor:
-    refuse_mask(name, value)
+    _checks.refuse_mask(name, value)
     try:
         column = torch.as_tensor(value, device="cpu").detach().to(torch.float64, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -144,7 +135,7 @@ def row_ranges(data: np.ndarray | Tensor) -> Iterator[slice]:
 
 def _blocks(data: Any) -> Iterator[Tensor]:
     """The rows of data as finite float64 tensors, a block at a time."""
-    refuse_mask("data", data)
+    _checks.refuse_mask("data", data)
     if not isinstance(data, np.ndarray):
         data = torch.as_tensor(data).detach()
     accepted = "an (n, dim) array of numbers with at least one row"

@@ -53,21 +53,28 @@ class Call:
 
     def to(self, device: torch.device) -> Call:
         """The call with all that it holds on a device, dense."""
+        return self._each(lambda tensor: tensor.to(device).contiguous())
 
-        def moved(value: Any) -> Any:
-            return value.to(device).contiguous() if isinstance(value, Tensor) else value
+    def copied(self) -> Call:
+        """The call with memory of its own: what the caller writes to later is not read."""
+        return self._each(Tensor.clone)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Call:
+        def changed(value: Any) -> Any:
+            return change(value) if isinstance(value, Tensor) else value
 
         fixed = self.fixed
         if fixed is not None:
-            fixed = replace(fixed, mask=moved(fixed.mask), values=moved(fixed.values))
+            fixed = replace(fixed, mask=change(fixed.mask), values=change(fixed.values))
         return replace(
             self,
-            labels=moved(self.labels),
-            context=moved(self.context),
-            guidance=moved(self.guidance),
+            seed=changed(self.seed),
+            labels=changed(self.labels),
+            context=changed(self.context),
+            guidance=changed(self.guidance),
             fixed=fixed,
-            x_T=moved(self.x_T),
-            noise=moved(self.noise),
+            x_T=changed(self.x_T),
+            noise=changed(self.noise),
         )
 
     def addresses(self, target: Tensor) -> tuple[int, ...]:

@@ -16,31 +16,45 @@ class Weights:
     Made once: walking the modules at each call of a sampler took as long as a small chain.
     """
 
-    _WATCHED = (bool, int, float, str, Tensor)  # attributes, as they are when this is made
-
     def __init__(self, module: nn.Module) -> None:
         self._modules = modules = list(module.modules())  # kept, so that no id comes twice
-        self._stores: list[dict[str, Any]] = [d for m in modules for d in (m._parameters, m._buffers) if d]
-        self._children: list[dict[Any, Any]] = [m._modules for m in modules if m._modules]
-        self._children += [hooks for m in modules for hooks in (m._forward_pre_hooks, m._forward_hooks)]
-        self._attributes = [
-            (vars(m), name)
-            for m in modules
-            for name, value in vars(m).items()
-            if name[0] != "_" and name != "training" and type(value) in self._WATCHED
+        self._stores: list[dict[str, Any]] = [d for m in modules for d in (m._parameters, m._buffers)]
+        self._children: list[dict[Any, Any]] = [
+            d for m in modules for d in (m._modules, m._forward_pre_hooks, m._forward_hooks)
         ]
+        self._attributes = [vars(m) for m in modules]
+        # and nor does the address of what else is told by its own; detached, a tensor keeps its memory even
+        # where .data is given another
+        found = chain(*(d.values() for d in chain(self._stores, self._children, self._attributes)))
+        self._kept = [value.detach() if isinstance(value, Tensor) else value for value in found]
 
     def fingerprint(self) -> Any:
-        """Of (data_ptr, _version) of every parameter and buffer, the submodules, forward hooks, and the
-        attributes that are numbers, strings or tensors: changes when one is replaced or written to. Writes
-        through `.data` or a NumPy view, and what lies in lists, objects or names that begin with _, leave no
-        trace here."""
+        """Changes when a parameter or buffer is added, replaced or written to (by its data_ptr and _version),
+        a submodule or forward hook added, removed or replaced, or an attribute whose name does not begin with
+        _ set: numbers, strings and tuples of them by value, tensors as parameters are, all else but lists and
+        dicts by identity. Writes through `.data` or a NumPy view, and what lies in lists, dicts and objects,
+        leave no trace here."""
         state = _cpu.fingerprint(self._stores, self._children, self._attributes)
         if state is not None:
             return state
-        attributes = [store.get(name) for store, name in self._attributes]
-        stored = chain(*(store.values() for store in self._stores), attributes)
-        tensors = [value for value in stored if isinstance(value, Tensor)]
-        found = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-        values = tuple((type(value), value) for value in attributes if not isinstance(value, Tensor))
-        return (found, values, *map(id, chain(*(parts.values() for parts in self._children))))
+        attributes = (
+            (name, value)
+            for names in self._attributes
+            for name, value in names.items()
+            if name[:1] != "_" and name != "training"
+        )
+        stored = chain(*(store.items() for store in self._stores), attributes)
+        parts = chain(*(parts.items() for parts in self._children))
+        return (*((k, _trace(v)) for k, v in stored), *((k, id(v)) for k, v in parts))
+
+
+def _trace(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.data_ptr(), 0 if value.is_inference() else value._version
+    if isinstance(value, int | float | str):
+        return type(value), repr(value)  # 0.0 == -0.0
+    if isinstance(value, tuple):
+        return type(value), *map(_trace, value)
+    if isinstance(value, list | dict):  # torch.export leaves copies in their place
+        return type(value)
+    return id(value)

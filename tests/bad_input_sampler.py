@@ -37,6 +37,16 @@ class WithContext(nn.Module):
         return x + context[:, :2]
 
 
+def masked(array: np.ndarray) -> np.ndarray:
+    """With the first element behind the mask."""
+    return np.ma.masked_array(array, np.arange(array.size).reshape(array.shape) == 0)
+
+
+def with_context(b: Bench, context: np.ndarray) -> Any:
+    sampler = b.make(WithContext().eval(), shape=2, context_shape=2)
+    return b.draw(sampler=sampler, context=context)
+
+
 def kinks() -> nn.Module:
     """Of which no table of 512 MB makes a millionth."""
     with torch.random.fork_rng():
@@ -223,6 +233,32 @@ SAMPLER_CASES = [
     Case("sample labels", "none with guidance", lambda b: b.draw(sampler=b.guided), V, "None", "0 to 3"),
     Case("sample labels", "bad, with a generator",
          lambda b: b.draw(sampler=b.by_class, seed=b.generator, labels=9), V, "9", "0 to 3"),
+    Case("sample labels", "masked",
+         lambda b: b.draw(sampler=b.by_class, labels=masked(np.zeros(4, np.int64))), Ty, "masked", "mask"),
+    Case("sample guidance_scale", "masked",
+         lambda b: b.draw(sampler=b.guided, labels=1, guidance_scale=masked(np.ones(4, np.float32))),
+         Ty, "masked", "mask"),
+    Case("sample guidance_weight", "1 in float32",
+         lambda b: b.draw(sampler=b.make(net(3), guidance_scale=1 + 1e-9), labels=1,
+                          guidance_weight=ones((4,))),
+         V, r"shape \(4,\)", "None.*other than 1 in float32"),
+    Case("sample guidance_scale", "1 in float32, by weight",
+         lambda b: b.draw(sampler=b.make(net(3), guidance_weight=1e-9), labels=1, guidance_scale=ones((4,))),
+         V, r"shape \(4,\)", "None.*other than 1 in float32"),
+    Case("sample context", "masked", lambda b: with_context(b, masked(np.ones((4, 2), np.float32))),
+         Ty, "masked", "mask"),
+    Case("sample context", "longdouble", lambda b: with_context(b, np.ones((4, 2), np.longdouble)),
+         Ty, "longdouble|float128|float64", "float32 tensor"),
+    Case("sample fixed_values", "masked",
+         lambda b: b.draw(fixed_mask=np.array([True, False]), fixed_values=masked(np.ones(2, np.float32))),
+         Ty, "masked", "mask"),
+    Case("sample fixed_mask", "masked",
+         lambda b: b.draw(fixed_mask=masked(np.array([True, False])), fixed_values=ones((2,))),
+         Ty, "masked", "mask"),
+    Case("sample x_T", "masked", lambda b: b.draw(x_T=masked(np.ones((4, 2), np.float32))),
+         Ty, "masked", "mask"),
+    Case("sample noise", "masked", lambda b: b.draw(noise=masked(np.ones((10, 4, 2), np.float32))),
+         Ty, "masked", "mask"),
     Case("sample x_T", "rank", lambda b: b.draw(x_T=ones((8,))), V, r"\(8,\)", r"\(4, 2\)"),
     Case("sample x_T", "dim", lambda b: b.draw(x_T=ones((4, 3))), V, r"\(4, 3\)", r"\(4, 2\)"),
     Case("sample x_T", "dtype", lambda b: b.draw(x_T=ones((4, 2), dtype=torch.float64)),

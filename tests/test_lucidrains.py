@@ -135,6 +135,14 @@ def test_changes_between_calls() -> None:
     made = d.sample.made
     check()
     assert d.sample.made is made
+    first = d.model.register_forward_hook(lambda module, given, output: 2 * output)
+    check()
+    first.remove()
+    del first
+    second = d.model.register_forward_hook(lambda module, given, output: output / 2)
+    check()
+    second.remove()
+    check()
     optimiser = torch.optim.SGD(d.model.parameters(), lr=0.5)
     d.model(torch.randn(8, 2, 3), torch.zeros(8, dtype=torch.int64)).square().sum().backward()
     optimiser.step()

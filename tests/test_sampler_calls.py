@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from samplers import N_CLASSES, SCHEDULE, T, WithCumsum, make_model
-from torch import Tensor
+from torch import Tensor, nn
 
 import diffusion_fast as df
 from diffusion_fast import _checks
@@ -80,6 +80,65 @@ def test_stream_slices_labels(conditional: df.Sampler) -> None:
 def test_stream_with_guidance(labels: Any) -> None:
     guided = df.Sampler(make_model(N_CLASSES), SCHEDULE, backend="native", steps=4, guidance_scale=2.0)
     assert torch.equal(torch.cat(list(guided.stream(20, 7, labels=labels))), guided.sample(20, labels=labels))
+
+
+class WithContext(nn.Module):
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, context: Tensor) -> Tensor:
+        return x * context + y[:, None]
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_stream_does_not_read_what_the_caller_writes_later(backend: str) -> None:
+    sampler = df.Sampler(
+        WithContext().eval(),
+        SCHEDULE,
+        shape=3,
+        steps=4,
+        n_classes=3,
+        context_shape=3,
+        guidance_scale=2.0,
+        backend=backend,
+    )
+    given = {
+        "labels": torch.arange(20) % 3,
+        "context": torch.linspace(0.1, 1, 60).view(20, 3),
+        "guidance_scale": torch.linspace(1, 3, 20),
+        "fixed_mask": torch.tensor([True, False, False]),
+        "fixed_values": torch.linspace(-1, 1, 60).view(20, 3),
+    }
+    whole = sampler.sample(20, **given)
+    for name, buffer in given.items():
+        before, chunks = buffer.clone(), []
+        for chunk in sampler.stream(20, 7, **given):
+            chunks.append(chunk)
+            buffer.fill_(0)
+        buffer.copy_(before)
+        assert torch.equal(torch.cat(chunks), whole), name
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["read-only", "another byte order", "strides", "float64"])
+def test_arrays_of_any_kind(kind: str) -> None:
+    def as_array(tensor: Tensor) -> np.ndarray:
+        array = tensor.numpy()
+        if kind == "another byte order":
+            return array.astype(array.dtype.newbyteorder())
+        if kind == "strides":
+            return array[..., ::-1].copy()[..., ::-1]
+        if kind == "float64" and array.dtype != bool:
+            return array.astype(np.float64)
+        array.flags.writeable = False
+        return array
+
+    model = make_model(N_CLASSES)
+    sampler = df.Sampler(model, SCHEDULE, steps=3, guidance_scale=2.0)
+    given = {
+        "guidance_scale": torch.linspace(1, 3, 6),
+        "fixed_mask": torch.tensor([True, False, False]),
+        "fixed_values": torch.linspace(-1, 1, 18).view(6, 3),
+    }
+    arrays = {name: as_array(value.clone()) for name, value in given.items()}
+    assert torch.equal(sampler.sample(6, labels=1, **arrays), sampler.sample(6, labels=1, **given))
 
 
 def test_one_sampler_in_two_threads(conditional: df.Sampler) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from samplers import SCHEDULE, Foreign, make_model
@@ -89,6 +90,11 @@ class WithState(nn.Module):
         super().__init__()
         self.layer = nn.Linear(3, 3)
         self.scale, self.kind, self.shift = 1.5, "linear", torch.ones(3)
+        self.whole, self.real, self.none = -1, -1.0, None
+        self.listed, self.config = [1, 2], {"dim": 3}
+        self.numpy, self.pair, self.inside = np.float32(1), (1, -1), (torch.ones(3), "linear")
+        self.register_buffer("first", None)
+        self.register_buffer("second", torch.ones(3))
         self._calls = 0
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -110,6 +116,18 @@ def nothing(*given: object) -> None:
         lambda model: model.shift.mul_(2),
         lambda model: setattr(model, "shift", torch.ones(3)),
         lambda model: delattr(model, "shift"),
+        lambda model: setattr(model, "whole", -2),  # hash(-1) is hash(-2)
+        lambda model: setattr(model, "whole", -(2**70)),
+        lambda model: setattr(model, "real", -2.0),
+        lambda model: setattr(model, "none", 2.0),
+        lambda model: setattr(model, "numpy", np.float32(2)),
+        lambda model: setattr(model, "pair", (1, -2)),
+        lambda model: model.inside[0].mul_(2),
+        lambda model: setattr(model, "new", 2.0),
+        lambda model: setattr(model, "forward", lambda x, t: x),
+        lambda model: model.layer.register_buffer("new", torch.ones(3)),
+        lambda model: model.layer.register_module("new", nn.ReLU()),
+        lambda model: vars(model)["_buffers"].update(first=model.second, second=None),
         lambda model: model.register_forward_hook(nothing),
         lambda model: model.layer.register_forward_pre_hook(nothing),
     ],
@@ -122,6 +140,38 @@ def test_attributes_and_hooks_that_changed_are_noticed(change: Callable[[nn.Modu
     change(model)
     with pytest.raises(RuntimeError, match="weights have changed, or an attribute or hook"):
         sampler.sample(5)
+
+
+def test_what_is_set_to_an_equal_value_is_no_change() -> None:
+    model = WithState().eval()
+    sampler = df.Sampler(model, SCHEDULE, shape=3, steps=3, backend="native")
+    model.scale, model.kind, model.pair, model._calls = (
+        float("1.5"),
+        "".join(["lin", "ear"]),
+        (1, int("-1")),
+        9,
+    )
+    sampler.sample(5)
+    df.Sampler(model, SCHEDULE, shape=3, steps=2, backend="native")  # torch.export copies its containers
+    sampler.sample(5)
+
+
+def hook(factor: float) -> Callable[..., torch.Tensor]:
+    return lambda module, given, output: factor * output
+
+
+@pytest.mark.parametrize("backend", ["native", "auto"])
+def test_a_hook_in_another_ones_memory_is_noticed(backend: str) -> None:
+    model = make_model()
+    for factor in range(5):
+        handle = model.model[0].register_forward_hook(hook(factor))
+        sampler = df.Sampler(model, SCHEDULE, steps=3, backend=backend)
+        handle.remove()
+        del handle
+        handle = model.model[0].register_forward_hook(hook(factor + 10))
+        with pytest.raises(RuntimeError, match="attribute or hook"):
+            sampler.sample(5)
+        handle.remove()
 
 
 def test_a_model_of_inference_mode() -> None:

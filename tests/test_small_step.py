@@ -229,4 +229,8 @@ def test_a_write_to_the_weights_is_noticed(close: bool, long_way: Any) -> None:
     states.append(weights.fingerprint())
     net[0] = torch.nn.Linear(3, 4)
     states.append(weights.fingerprint())
+    for value in (-1, -2, -1.0, -2.0, None, (1, -1), (1, -2), "a"):
+        net.attribute = value
+        states.append(weights.fingerprint())
+        assert weights.fingerprint() == states[-1]
     assert len(set(states)) == len(states)

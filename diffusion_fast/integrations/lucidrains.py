@@ -82,7 +82,8 @@ class _Accelerated(ABC):
     attributes: ClassVar[tuple[str, ...]]
     parameters: ClassVar[tuple[str, ...]]
     no_condition: ClassVar[tuple[None, ...]]  # arguments after x, t where nothing is conditioned on
-    made: tuple[Any, Sampler] | None = None  # the last sampler, and what it was made from
+    # the last sampler, what it was made from, and the diffusion's weights as they were then
+    made: tuple[Any, Sampler, Weights, Any] | None = None
 
     def __init__(self, diffusion: nn.Module, backend: str) -> None:
         self.diffusion: Any = diffusion
@@ -162,18 +163,14 @@ class _Accelerated(ABC):
         """The sampler for the weights, betas and settings as they are now."""
         name, options = self._solver()
         # the model too: another one may have the same weights
-        source = (
-            Weights(self.diffusion).fingerprint(),
-            self.diffusion.model,
-            name,
-            options,
-            self.shape(),
-        )
-        if self.made is None or self.made[0] != source:
+        source = self.diffusion.model, name, options, self.shape()
+        if self.made is None or self.made[0] != source or self.made[2].fingerprint() != self.made[3]:
+            weights = Weights(self.diffusion)
+            state = weights.fingerprint()
             network = _Network(self.diffusion.model, self.no_condition)
             options = options | {"shape": self.shape(), "backend": self.backend}
             sampler = Sampler(network, self._schedule(), solver=name, **options)
-            self.made = (source, sampler)
+            self.made = (source, sampler, weights, state)
         return self.made[1]
 
     def _solver(self) -> tuple[str, dict[str, Any]]:

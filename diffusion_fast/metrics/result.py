@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_fast import _checks
-from diffusion_fast.standardiser import LARGEST, refuse_mask
+from diffusion_fast.standardiser import LARGEST
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -56,7 +56,7 @@ def pair(x: Any, y: Any, x_name: str = "x", y_name: str = "y") -> tuple[np.ndarr
 def rows(name: str, value: Any) -> np.ndarray:
     """An (n, dim) array or tensor of finite numbers up to 1e30, n >= 1, as a float32 or float64 array."""
     accepted = "an (n, dim) array or tensor of numbers with n >= 1"
-    refuse_mask(name, value)
+    _checks.refuse_mask(name, value)
     if isinstance(value, Tensor):
         value = _checks.readable(name, value.detach(), accepted).cpu()
         value = value.float().numpy() if value.dtype in (torch.bfloat16, torch.float16) else value.numpy()
