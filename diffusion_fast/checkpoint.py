@@ -216,7 +216,7 @@ def _check_modules(model: MLPDenoiser) -> None:
     given = dict(model.named_modules())
     for name in {**made, **given}:
         ours, own = (
-            None if part is None else (type(part), part.extra_repr())
+            None if part is None else (type(part), part.extra_repr().removesuffix("inplace=True").rstrip(", "))
             for part in (made.get(name), given.get(name))
         )
         if ours != own:

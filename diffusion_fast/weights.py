@@ -22,10 +22,11 @@ class Weights:
         self._children: list[dict[Any, Any]] = [
             d for m in modules for d in (m._modules, m._forward_pre_hooks, m._forward_hooks)
         ]
-        self._attributes = [vars(m) for m in modules]
+        self._attributes = [(vars(m), len(vars(m)), tuple(filter(_watched, vars(m)))) for m in modules]
         # and nor does the address of what else is told by its own; detached, a tensor keeps its memory even
         # where .data is given another
-        found = chain(*(d.values() for d in chain(self._stores, self._children, self._attributes)))
+        named = (names for names, *_ in self._attributes)
+        found = chain(*(d.values() for d in chain(self._stores, self._children, named)))
         self._kept = [value.detach() if isinstance(value, Tensor) else value for value in found]
 
     def fingerprint(self) -> Any:
@@ -39,13 +40,19 @@ class Weights:
             return state
         attributes = (
             (name, value)
-            for names in self._attributes
+            for names, *_ in self._attributes
             for name, value in names.items()
-            if name[:1] != "_" and name != "training"
+            if _watched(name)
         )
         stored = chain(*(store.items() for store in self._stores), attributes)
         parts = chain(*(parts.items() for parts in self._children))
         return (*((k, _trace(v)) for k, v in stored), *((k, id(v)) for k, v in parts))
+
+
+def _watched(name: str) -> bool:
+    """Whether an attribute is neither torch's own nor private to the module, nor the mode, which a sampler looks
+    at by itself."""
+    return name[:1] != "_" and name != "training"
 
 
 def _trace(value: Any) -> Any:

@@ -81,6 +81,14 @@ def test_a_standardiser_is_optional(tmp_path):
     assert back.metadata == {}
 
 
+def test_an_activation_in_place_is_the_same_one(tmp_path):
+    model = make_model(activation="relu")
+    model.model[1].inplace = True
+    save(tmp_path / "m.safetensors", model, SCHEDULE)
+    x, t = torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)
+    assert torch.equal(load(tmp_path / "m.safetensors").model(x, t), model(x, t))
+
+
 def test_same_content_same_bytes_and_no_random_numbers_used(tmp_path, good):
     back = load(good)
     state = torch.get_rng_state()
