@@ -159,8 +159,8 @@ bool watched(PyObject* name) {
     return first != '_' && (first != 't' || PyUnicode_CompareWithASCIIString(name, "training") != 0);
 }
 
-// A module's attributes: its dict, how many names it had, and the names that are watched. 200 names are torch's
-// own where ten are watched, so the dict is walked only where it has grown or shrunk.
+// A module's attributes: its dict, how many names it had, and the names that are watched. 200 names are
+// torch's own where ten are watched, so the dict is walked only where it has grown or shrunk.
 bool mix_attributes(Fingerprint& print, PyObject* dict, Py_ssize_t size, PyObject* names) {
     if (PyDict_GET_SIZE(dict) == size) {
         for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); ++i) {
@@ -182,8 +182,8 @@ bool mix_attributes(Fingerprint& print, PyObject* dict, Py_ssize_t size, PyObjec
 
 // A number that changes when a tensor of `stores` is replaced or written to, from each one's address and
 // _version, a module or hook of `children` replaced, or an attribute of `attributes` set. stores and children
-// are lists of dicts, as torch's modules keep them, attributes of (dict, size, names). None where the exchange
-// API does not tell an address.
+// are lists of dicts, as torch's modules keep them, attributes of (dict, size, names). None where the
+// exchange API does not tell an address.
 py::object fingerprint(const py::list& stores, const py::list& children, const py::list& attributes) {
     Fingerprint print;
     PyObject *key, *value;
@@ -203,7 +203,8 @@ py::object fingerprint(const py::list& stores, const py::list& children, const p
     for (const py::handle of_module : attributes) {
         PyObject* part = of_module.ptr();
         const bool right = PyTuple_Check(part) && PyTuple_GET_SIZE(part) == 3 &&
-                           PyDict_Check(PyTuple_GET_ITEM(part, 0)) && PyTuple_Check(PyTuple_GET_ITEM(part, 2));
+                           PyDict_Check(PyTuple_GET_ITEM(part, 0)) &&
+                           PyTuple_Check(PyTuple_GET_ITEM(part, 2));
         if (!right) throw py::type_error("fingerprint: takes attributes as (dict, size, names)");
         const Py_ssize_t size = PyLong_AsSsize_t(PyTuple_GET_ITEM(part, 1));
         if (size < 0) throw py::value_error("fingerprint: takes sizes of dicts");

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_fast import _checks, _schema
 from diffusion_fast._files import check_target, replacing
@@ -215,14 +215,15 @@ def _check_modules(model: MLPDenoiser) -> None:
         made = dict(_build(type(model), model.config).named_modules())
     given = dict(model.named_modules())
     for name in {**made, **given}:
-        ours, own = (
-            None if part is None else (type(part), part.extra_repr().removesuffix("inplace=True").rstrip(", "))
-            for part in (made.get(name), given.get(name))
-        )
-        if ours != own:
+        if _kind(made.get(name)) != _kind(given.get(name)):
             raise _checks.bad_value(
                 f"model.{name}", given.get(name), f"{made.get(name)!r}, as its config says"
             )
+
+
+def _kind(part: nn.Module | None) -> Any:
+    """What a module computes, but for its weights; in place it is the same."""
+    return None if part is None else (type(part), part.extra_repr().removesuffix("inplace=True").rstrip(", "))
 
 
 def _check_layout(model: MLPDenoiser, shapes: dict[str, list[int]], dtypes: dict[str, str]) -> None:

@@ -39,10 +39,7 @@ class Weights:
         if state is not None:
             return state
         attributes = (
-            (name, value)
-            for names, *_ in self._attributes
-            for name, value in names.items()
-            if _watched(name)
+            (name, value) for names, *_ in self._attributes for name, value in names.items() if _watched(name)
         )
         stored = chain(*(store.items() for store in self._stores), attributes)
         parts = chain(*(parts.items() for parts in self._children))
@@ -50,8 +47,8 @@ class Weights:
 
 
 def _watched(name: str) -> bool:
-    """Whether an attribute is neither torch's own nor private to the module, nor the mode, which a sampler looks
-    at by itself."""
+    """Whether an attribute is neither torch's own, private to the module, nor the mode: that one a sampler
+    looks at by itself."""
     return name[:1] != "_" and name != "training"
 
 
