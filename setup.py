@@ -111,29 +111,33 @@ def python_flags() -> list[str]:
     return [f"-isystem{folder}" for folder in sorted(folders)]
 
 
-def find_nvcc() -> str | None:
-    """nvcc's command, or None where CUDA is left out; an error where it is required and cannot be built."""
+def find_nvcc() -> tuple[str | None, str]:
+    """nvcc's command, or None and why CUDA is left out; an error where it is required and cannot be built."""
     wanted = os.environ.get("DIFFUSION_FAST_CUDA", "")
     if wanted not in ("", "0", "1"):
         raise CompileError(
             f"DIFFUSION_FAST_CUDA: got {wanted!r}; accepted: 0 (leave CUDA out), 1 (require it)"
         )
     if wanted == "0":
-        return None
+        return None, "DIFFUSION_FAST_CUDA=0 left CUDA out"
     places = [os.environ.get("CUDACXX"), "nvcc", "/usr/local/cuda/bin/nvcc"]
     found = next((path for path in filter(None, places) if shutil.which(path)), None)
     if found is None:
-        problem = "nvcc was not found: install the CUDA toolkit, or set CUDACXX to its nvcc"
+        problem = "nvcc was not found"
     else:
         told = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
         version = re.search(r"release (\d+)\.(\d+)", told)
         if version and tuple(map(int, version.groups())) >= OLDEST_NVCC:
-            return found
+            return found, ""
         what = f"is of release {version[1]}.{version[2]}" if version else "does not tell its release"
-        problem = f"{found} {what}: release {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]} or later is needed"
+        problem = f"{found} {what}"
     if wanted == "1":
-        raise CompileError(f"DIFFUSION_FAST_CUDA=1, but {problem}")
-    return None
+        accepted = "{}.{} or later".format(*OLDEST_NVCC)
+        raise CompileError(
+            f"DIFFUSION_FAST_CUDA=1, but {problem}: install the CUDA toolkit {accepted}, or set CUDACXX to "
+            "its nvcc"
+        )
+    return None, problem
 
 
 Object = tuple[Path, str, list[str]]  # source, object's name, extra flags
@@ -162,6 +166,7 @@ def cpu_objects() -> list[Object]:
     kernels = Path("csrc/cpu/kernels.cpp")
     plain = plain_objects("csrc/*.cpp", "csrc/cpu/*.cpp")
     objects = [o for o in plain if o[0] != kernels and not o[0].name.startswith("bind_cuda")]
+    next(o for o in objects if o[0].name == "bind_cpu.cpp")[2].append(f'-DDF_WITHOUT_CUDA="{without_cuda}"')
     more = environment_flags("DIFFUSION_FAST_KERNEL_FLAGS")
     return objects + [
         (kernels, f"kernels_{isa}", [f"-DDF_ISA={isa}", *f, *more]) for isa, f in ISA_FLAGS.items()
@@ -226,7 +231,7 @@ class NinjaBuild(build_ext):
             (ROOT / self.get_ext_filename(CUDA)).unlink(missing_ok=True)
 
 
-nvcc = find_nvcc()
+nvcc, without_cuda = find_nvcc()
 setup(
     ext_modules=[Extension(name, sources=[], language="c++") for name in OBJECTS if nvcc or name != CUDA],
     cmdclass={"build_ext": NinjaBuild},

@@ -268,6 +268,7 @@ PYBIND11_MODULE(_cpu, m) {
         box_muller<ScalarLanes>(a, b, z0, z1);
         return std::make_pair(z0, z1);
     });
+    m.attr("without_cuda") = DF_WITHOUT_CUDA;  // why the build left CUDA out, "" where it did not
     m.def("isa", [] { return kernels().name; });
     m.def("isas", &isas);
     m.def("has_bfloat16", [] { return kernels().bfloat16; });

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_fast import _checks
+from diffusion_fast import _checks, _cpu
 from diffusion_fast.solvers.table import StepRow
 
 _INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
@@ -170,9 +170,10 @@ def _state() -> tuple[Any, str | None]:
     try:
         module = importlib.import_module("diffusion_fast._cuda")
     except ModuleNotFoundError:
+        why = _cpu.without_cuda or "what was built is gone"
         return None, (
-            "not built: no nvcc was found when this package was. Install the CUDA toolkit 12.8 or later and "
-            "build again with DIFFUSION_FAST_CUDA=1, which tells what is missing"
+            f"not built ({why}): with the CUDA toolkit 12.8 or later installed, build again with "
+            "DIFFUSION_FAST_CUDA=1, which tells what is missing"
         )
     except ImportError as error:
         return None, f"built, but it cannot be loaded ({error}): build the package again on this system"

@@ -41,15 +41,46 @@ def test_info_starts_quickly() -> None:
     assert json.loads(result.stdout)["diffusion_fast"] == df.__version__
 
 
-def test_help_and_completion_import_nothing_heavy() -> None:
+def test_help_and_refusals_import_nothing_heavy(tmp_path: Path) -> None:
+    """torch's import takes seconds: an answer that needs no torch does not wait for it."""
+    (tmp_path / "x.safetensors").touch()
+    (tmp_path / "s.npy").touch()
+    commands = [
+        "--help",
+        "train --help",
+        "trian",
+        "train --epoch 3",
+        "train",
+        "train --epochs x --out new.safetensors",
+        "train --out new.npy",
+        "train --out x.safetensors",
+        "train --data helx --out new.safetensors",
+        "train --label-column a --out new.safetensors",
+        "train --beta-end 0.1 --out new.safetensors",
+        "demo --data helx",
+        "demo --label-column a",
+        "demo --out s.npy",
+        "sample x.safetensors --num-samples 9 --index-range 3:10 --out new.npy",
+        "sample x.safetensors --quality fast --steps 3 --out new.npy",
+        "evaluate s.npy",
+        "evaluate s.npy --data moons --steps 3",
+        "plot s.npy --out new.txt",
+        "plot s.npy --chain --out new.png",
+        "verify s.npy --redraw all",
+        "bench --net 2-3-4",
+        "reproduce E --data s.npy",
+    ]
     code = (
-        "import sys; from diffusion_fast.cli import main\n"
-        "try: main(['train', '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'scipy', 'sklearn', 'ot', 'matplotlib'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        "import os, sys; from diffusion_fast.cli import main\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        f"for command in {commands!r}:\n"
+        "    try: main(command.split())\n"
+        "    except SystemExit as end: code = end.code\n"
+        "    heavy = {'torch', 'scipy', 'sklearn', 'ot', 'matplotlib'} & set(sys.modules)\n"
+        "    assert code == (0 if '--help' in command else 2), (command, code)\n"
+        "    assert not heavy, (command, heavy)\n"
     )
-    assert python(code).splitlines()[-1] == "[]"
+    python(code)
 
 
 @pytest.mark.alone

@@ -25,6 +25,7 @@ except ImportError:
     _cuda = None
 
 NAME = "diffusion_fast._cuda"
+SETUP = Path(__file__).resolve().parent.parent / "setup.py"
 built = pytest.mark.skipif(_cuda is None, reason="built without nvcc: no diffusion_fast._cuda")
 
 
@@ -48,7 +49,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 # driver, devices, code, message; what the reason says, and what it says to do
 MACHINES: dict[str, tuple[tuple[Any, ...], str]] = {
-    "not built": ((None,), "not built: .*nvcc.*DIFFUSION_FAST_CUDA=1"),
+    "not built": ((None,), r"not built \(.*\): .*build again with DIFFUSION_FAST_CUDA=1"),
     "no driver": ((0, 0, 35, "insufficient"), r"no NVIDIA driver: install one .*CUDA 13 \(580 or later\)"),
     "old driver": ((12040, 0, 35, "insufficient"), r"too old: .*12\.4,.*13\.0; install one .*580"),
     "old driver, unsaid": ((12080, 1), "too old"),
@@ -96,6 +97,34 @@ def test_calls_say_it_too(name: str, machine: Callable[..., None]) -> None:
         df.noise.normal(3, 2, seed=0, step=0, device="cuda")
     with pytest.raises(RuntimeError, match=reason):
         cuda.prepare()
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"DIFFUSION_FAST_CUDA": "0"}, "DIFFUSION_FAST_CUDA=0 left CUDA out"),
+        ({"PATH": "", "CUDACXX": ""}, "nvcc was not found"),
+        ({"CUDACXX": "true"}, "true does not tell its release"),
+    ],
+)
+@pytest.mark.skipif(not SETUP.is_file(), reason="setup.py is not beside the tests")
+def test_why_the_build_left_cuda_out(
+    environment: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch, machine: Callable[..., None]
+) -> None:
+    """setup.py's reason, which it compiles into the core, is the one that is told."""
+    names: dict[str, Any] = {"__file__": str(SETUP), "__name__": "setup"}
+    exec(compile(SETUP.read_text().partition("\nnvcc, without_cuda")[0], str(SETUP), "exec"), names)
+    monkeypatch.delenv("DIFFUSION_FAST_CUDA", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(names["shutil"], "which", lambda path: path == "true")
+    assert names["find_nvcc"]() == (None, reason)
+    monkeypatch.setattr(cuda._cpu, "without_cuda", reason)
+    machine(None)
+    assert f"not built ({reason}):" in str(cuda.problem())
+    monkeypatch.setenv("DIFFUSION_FAST_CUDA", "1")
+    with pytest.raises(Exception, match=r"DIFFUSION_FAST_CUDA=1, but .*: install the CUDA toolkit 12\.8"):
+        names["find_nvcc"]()
 
 
 def test_a_broken_extension_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,13 +57,14 @@ def demo(
 
     folder = output.check_folder(out, FILES, force=force)
 
+    dataset = stored.load_data(data, label_column, seed)
+
     import torch
 
     from diffusion_fast.demo import run_demo
     from diffusion_fast.threads import resolve
 
     torch.set_num_threads(resolve(threads))  # for both sides of the comparison
-    dataset = stored.load_data(data, label_column, seed)
     settings = {
         "data": data,
         "label_column": label_column,

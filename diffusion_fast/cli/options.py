@@ -185,6 +185,13 @@ def _chunks(value: Any) -> list[int] | str:
     return text if text == "all" else [_integer(part, 0, None) for part in text.split(",")]
 
 
+def _data(value: Any) -> str:
+    source = _text(value)
+    if source not in DATA_SETS and not Path(source).exists():
+        raise ValueError
+    return source
+
+
 def _integer(value: Any, low: int, high: int | None) -> int:
     number = int(value) if isinstance(value, str) else value
     if type(number) is not int or number < low or (high is not None and number > high):
@@ -210,8 +217,8 @@ CHECKPOINT = existing_file("checkpoint file, as train writes it")
 SAMPLES = existing_file("file of samples (.npy, .npz, .csv, .parquet) or checkpoint")
 DATA = Kind(
     "name|file",
-    _text,
-    "the name of a data set, or a .npy, .npz, .csv or .parquet file",
+    _data,
+    f"one of {', '.join(DATA_SETS)}, or the path of a .npy, .npz, .csv or .parquet file",
     choices=DATA_SETS,
     files=True,
 )

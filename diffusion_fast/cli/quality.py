@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-from click.core import ParameterSource
-
 import diffusion_fast as df
-from diffusion_fast.cli.options import CHAIN_OPTIONS
 
 # Distance to the data over that of the whole ddpm chain, models of systems A, B, C, D, in
 # benchmarks/results/frontier-quick.json. fast: 2.3, 0.7, 1.0, 0.9; balanced: 0.8, 1.0, 1.0, 0.9
@@ -20,14 +16,8 @@ QUALITIES: dict[str, dict[str, Any]] = {
 }
 
 
-def chosen(
-    ctx: click.Context, quality: str, checkpoint: df.Checkpoint, how: dict[str, Any]
-) -> dict[str, Any]:
-    """The options of sampling with those that the quality chooses, none of which may have been given."""
-    for name in CHAIN_OPTIONS:
-        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            accepted = "nothing with --quality, which chooses it"
-            raise ValueError(f"--{name}: got {how[name]!r}; accepted: {accepted}")
+def chosen(quality: str, checkpoint: df.Checkpoint, how: dict[str, Any]) -> dict[str, Any]:
+    """The options of sampling with those that the quality chooses."""
     settings, schedule = QUALITIES[quality], checkpoint.schedule
     if settings["steps"] is not None and settings["steps"] >= len(schedule):  # the whole chain is no longer
         settings = settings | {"steps": None, "spacing": None}

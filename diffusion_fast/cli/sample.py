@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from diffusion_fast.cli import options
-from diffusion_fast.cli.errors import Command, Terminated, naming
+from diffusion_fast.cli.errors import Command, Terminated, naming, refuse_unused
 
 # What a manifest says of the sampler's making; those of before an option was there have its default.
 FROM_MANIFEST = ("labels", *options.SAMPLER_OPTIONS, "expected_samples")
@@ -78,9 +78,11 @@ def sample(
     from diffusion_fast.cli import quality as qualities
 
     start, n = _range(ctx, num_samples, index_range)
+    if quality is not None:
+        refuse_unused(options.CHAIN_OPTIONS, "--quality, which chooses it")
     trained = stored.load_checkpoint(checkpoint)
     if quality is not None:
-        how = qualities.chosen(ctx, quality, trained, how)
+        how = qualities.chosen(quality, trained, how)
     # Jobs with ranges of their own know nothing of the whole: theirs must not choose by their share of it.
     how["expected_samples"] = None if index_range else n
     cycle = stored.label_cycle(trained, labels)

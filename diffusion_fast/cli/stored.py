@@ -14,6 +14,7 @@ import numpy as np
 
 import diffusion_fast as df
 from diffusion_fast.cli.errors import naming
+from diffusion_fast.cli.options import DATA_SETS
 
 FILE_SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
 CHUNK = 1 << 16  # samples: often enough for the bar, and 200 MB of images of 784 pixels
@@ -60,18 +61,13 @@ def load_checkpoint(path: Path, name: str = "CHECKPOINT") -> df.Checkpoint:
 
 def load_data(source: str, label_column: str | None, seed: int) -> df.datasets.Dataset:
     """The data set of that name, the file, or the folder of MNIST's files; rows held out as the seed says."""
-    if source in df.datasets.NAMES:
+    if source in DATA_SETS:
         if label_column is not None:
             raise ValueError(f"--label-column: got {label_column!r}; accepted: nothing with the set {source}")
         return df.datasets.load(source, seed=seed)
     if Path(source).is_dir():
         with naming("folder", "--data"):
             return df.datasets.mnist(source)
-    if not Path(source).exists():
-        from diffusion_fast import _checks
-
-        names = [*df.datasets.NAMES, "the path of a .npy, .npz, .csv or .parquet file"]
-        _checks.choice("--data", source, names)
     with naming("path", "--data"), naming("label_column", "--label-column"):
         return df.datasets.load_file(source, label_column=label_column, seed=seed)
 
@@ -83,7 +79,10 @@ def training_data(
     known = _known_data(checkpoint)
     name = source or known.get("source")
     if name is None:
-        raise ValueError("--data: not given; accepted: data, for the checkpoint does not say what it learnt")
+        raise ValueError(
+            "--data: not given; accepted: a data set's name or a file to compare with, for the checkpoint "
+            "does not say what it was trained on"
+        )
     if source is None:
         label_column = label_column or known.get("label_column")
         if name not in df.datasets.NAMES and not Path(name).exists():
@@ -265,7 +264,9 @@ def data_and_rows(
     """
     if not is_checkpoint(source):
         if data is None:
-            raise ValueError("--data: not given; accepted: the data to compare with, for samples from a file")
+            raise ValueError(
+                "--data: not given; accepted: a data set's name or a file to compare samples from a file with"
+            )
         known = load_data(data, label_column, data_seed)
         _check_count("--data", f"{known.name!r}", "held-out rows", len(known.test), at_least)
         rows = _read_samples(source, label_column, known)

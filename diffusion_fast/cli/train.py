@@ -102,15 +102,17 @@ def train(out: str, force: bool, progress: bool | None, as_json: bool, **setting
       diffusion-fast train --data helix_3d --out helix.safetensors
       diffusion-fast train --data helix_3d --hidden 64,64 --epochs 100 --out small.safetensors
     """
-    import torch
-
     from diffusion_fast.cli import output, stored
 
+    # What needs no torch is refused before its import, which takes seconds.
     target = output.check(out, (".safetensors",), force=force)
     settings.pop("config")
+    betas = given_betas(settings)
     data = stored.load_data(settings["data"], settings["label_column"], settings["seed"])
     settings = complete(settings, data)
-    schedule = make_schedule(settings)
+    schedule = df.NoiseSchedule.from_name(settings["schedule"], settings["n_steps"], **betas)
+    import torch
+
     torch.set_num_threads(settings["threads"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
@@ -169,10 +171,11 @@ def complete(settings: dict[str, Any], data: Dataset) -> dict[str, Any]:
     return settings
 
 
-def make_schedule(settings: dict[str, Any]) -> df.NoiseSchedule:
+def given_betas(settings: dict[str, Any]) -> dict[str, float]:
+    """The ends of the schedule's range of betas, as far as they are given."""
     name = settings["schedule"]
     betas = {key: settings[key] for key in ("beta_start", "beta_end") if settings[key] is not None}
     if betas and name in options.SCHEDULES_WITHOUT_RANGE:
         key, value = next(iter(betas.items()))
         raise ValueError(f"{key}: got {value}; accepted: nothing with --schedule {name}")
-    return df.NoiseSchedule.from_name(name, settings["n_steps"], **betas)
+    return betas
