@@ -6,7 +6,6 @@ without opening the source.
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from diffusion_fast import _cpu
+from diffusion_fast._spelling import did_you_mean
 
 MAX_SAMPLES = 1 << 48  # sample indices are 48 bits of the Philox counter
 
@@ -76,9 +76,7 @@ def choice(name: str, value: Any, accepted: Iterable[str]) -> str:
     if not isinstance(value, str):
         raise bad_type(name, value, f"one of {', '.join(names)}")
     if value not in names:
-        near = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.0)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise bad_value(name, value, f"one of {', '.join(names)}{hint}")
+        raise bad_value(name, value, f"one of {', '.join(names)}{did_you_mean(value, names, cutoff=0.0)}")
     return value
 
 

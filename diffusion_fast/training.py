@@ -88,7 +88,7 @@ def train(
             the same seed gives the same weights; with torch's steps, at one number of threads.
         prediction_type: what the model learns to predict: "epsilon", "sample" (x0) or "v_prediction"
             (sqrt(abar) eps - sqrt(1 - abar) x0).
-        labels: (n,) integers in [0, model.n_classes), for a model with classes.
+        labels: (n,) integers in [0, model.n_classes), which a model with classes needs.
         label_dropout: probability in [0, 1) that a row's label is replaced by the null class n_classes,
             for classifier-free guidance.
         backend: "native" (the steps in C++, for a small MLPDenoiser or ConditionalMLPDenoiser on the CPU; an
@@ -343,12 +343,14 @@ def _check_output(model: nn.Module, rows: _Rows) -> None:
 
 def _training_rows(model: nn.Module, data: Any, labels: Any) -> _Rows:
     x = _clean("data", data.standardised_train if isinstance(data, Dataset) else data, model)
-    if labels is None:
-        return _Rows(x, None)
     n_classes = getattr(model, "n_classes", None)
     if n_classes is None:
-        raise _checks.bad_value("labels", labels, "None, for the model has no classes")
+        if labels is not None:
+            raise _checks.bad_value("labels", labels, "None, for the model has no classes")
+        return _Rows(x, None)
     accepted = f"({len(x)},) integers from 0 to {n_classes - 1}, one per row of data"
+    if labels is None:  # the null class alone would learn, and samples of the classes be noise
+        raise _checks.bad_value("labels", labels, f"{accepted}, for the model has {n_classes} classes")
     y = _checks.class_labels("labels", labels, len(x), n_classes - 1, accepted)
     return _Rows(x, y.to(x.device))
 

@@ -109,15 +109,11 @@ class FusedSteps:
         if set(self.core.parameters) != set(parameters):
             raise fused.not_fusable("model", model, "a denoiser whose weights are all used and trainable")
         self.parameters, self.threads, self.ema = parameters, threads, ema
-        self.null_class: int | None = getattr(model, "n_classes", None)
         self.average: list[Tensor] = []
         self.sync()
 
     def run(self, noisy: Noisy, batch_size: int, rates: Sequence[float]) -> float:
-        indices = [noisy.t]
-        if self.null_class is not None:
-            labels = noisy.labels
-            indices.append(torch.full_like(noisy.t, self.null_class) if labels is None else labels)
+        indices = [noisy.t] if noisy.labels is None else [noisy.t, noisy.labels]
         losses = self.core.run(
             noisy.x,
             noisy.target,

@@ -134,6 +134,8 @@ CASES = [
     Case("sample --guidance-scale", "model without classes", f"{SAMPLE} --guidance-scale 2", "2.0",
          "no null class"),
     # data
+    Case("train --activation", "another name", f"{TRAIN} --activation swish", "'swish'",
+         "did you mean 'silu'"),
     Case("train --data", "misspelt set", f"{TRAIN} --data helix3d", "'helix3d'", "did you mean 'helix_3d'"),
     Case("train --data", "missing file", f"{TRAIN} --data no/data.csv", "'no/data.csv'", "the path of"),
     Case("train --data", "NaN", f"{TRAIN} --data nan.npy", "'nan.npy'", "finite"),

@@ -296,6 +296,7 @@ CASES = [
     Case("train prediction_type", "unknown", lambda b: b.train(prediction_type="noise"),
          V, "'noise'", "epsilon"),
     Case("train labels", "without classes", lambda b: b.train(labels=[0] * 32), V, r"\[0, 0", "None"),
+    Case("train labels", "not given", lambda b: b.train(net(3)), V, "None", "0 to 2.*has 3 classes"),
     Case("train labels", "out of range", lambda b: b.train(net(3), labels=[3] * 32), V, r"3", "0 to 2"),
     Case("train labels", "length", lambda b: b.train(net(3), labels=[0] * 31), V, r"\[0, 0", r"\(32,\)"),
     Case("train labels", "floats", lambda b: b.train(net(3), labels=np.zeros(32)),

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from cli_bench import SMALL, done, json_of, listing, make_bench, rewrite, run
-from click.core import ParameterSource
 
 import diffusion_fast as df
 from diffusion_fast import demo, precision
@@ -260,13 +259,9 @@ def test_auto_knows_how_many_samples_there_are_to_come(bench: Path, tmp_path: Pa
 
 
 def test_a_quality_on_a_gpu_is_in_float32() -> None:
-    command = main.commands["sample"]
-    context = click.Context(command)
     given = {name: None for name in options.CHAIN_OPTIONS} | {"device": "cuda"}
-    for name in options.CHAIN_OPTIONS:
-        context.set_parameter_source(name, ParameterSource.DEFAULT)
     checkpoint: Any = SimpleNamespace(schedule=df.NoiseSchedule.linear(100))
-    how = quality.chosen(context, "fast", checkpoint, given)
+    how = quality.chosen("fast", checkpoint, given)
     assert (how["precision"], how["solver"]) == ("float32", "dpmpp_2m_sde")
 
 

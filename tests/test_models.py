@@ -200,6 +200,7 @@ def test_export_holds_for_any_batch(embedding, n_classes):
         ({"hidden": (8, -1)}, ValueError, ("hidden[1]", "-1", "from 1")),
         ({"hidden": (1 << 20,)}, ValueError, ("hidden[0]", "1048576", "to 65536")),
         ({"activation": "tahn"}, ValueError, ("activation", "'tahn'", "'tanh'")),
+        ({"activation": "swish"}, ValueError, ("activation", "'swish'", "did you mean 'silu'")),
         ({"activation": nn.ReLU}, TypeError, ("activation", "ReLU", "relu, ")),
         ({"time_embedding": "sinusoid"}, ValueError, ("time_embedding", "'sinusoid'", "'sinusoidal'")),
         ({"n_steps": 0}, ValueError, ("n_steps", "0", "from 1")),

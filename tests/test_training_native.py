@@ -79,9 +79,8 @@ def test_each_activation(activation):
 
 
 @pytest.mark.parametrize("time_embedding", TIME_EMBEDDINGS)
-@pytest.mark.parametrize("n_classes", [None, 3])
-def test_each_time_embedding_without_labels(time_embedding, n_classes):
-    make = lambda: small_model(time_embedding=time_embedding, n_classes=n_classes)  # noqa: E731
+def test_each_time_embedding_without_labels(time_embedding):
+    make = lambda: small_model(time_embedding=time_embedding)  # noqa: E731
     assert_alike(both(make, prediction_type="v_prediction"))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+
+from diffusion_fast._spelling import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,8 +33,7 @@ def load(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path 
     for key, value in content.items():
         name = key.replace("-", "_")
         if name not in keys:
-            near = difflib.get_close_matches(name, keys, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(name, keys)
             raise click.BadParameter(f"got {path} with the key {key!r}; accepted: {', '.join(keys)}{hint}")
         values[name] = value
     ctx.default_map = values

@@ -6,7 +6,6 @@ solvers are written out, and a test compares them with the library's.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
+
+from diffusion_fast._spelling import did_you_mean
 
 ACTIVATIONS = (
     "relu",
@@ -110,8 +111,7 @@ class Kind(click.ParamType):
         try:
             return self._parse(value)
         except (ValueError, TypeError):
-            near = difflib.get_close_matches(str(value), self._choices, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(str(value), self._choices)
             self.fail(f"got {value!r}; accepted: {self.accepted}{hint}", param, ctx)
 
     def shell_complete(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import errno
 import tokenize
 import zipfile
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_fast import _checks
+from diffusion_fast._spelling import did_you_mean
 
 try:
     from lzma import LZMAError
@@ -163,8 +163,7 @@ READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv, ".parquet": rea
 
 def position(label_column: str, columns: Sequence[str]) -> int:
     if label_column not in columns:
-        near = difflib.get_close_matches(label_column, columns, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(label_column, columns)
         names = ", ".join(columns[:10]) + (", ..." if len(columns) > 10 else "")
         raise _checks.bad_value("label_column", label_column, f"one of {names}{hint}")
     return columns.index(label_column)
@@ -248,8 +247,9 @@ def _explain_csv(file: Path, skipped: int, columns: Sequence[str], label_column:
             raise bad_file(file, problem, f"{len(columns)} fields, as in the first line")
         for name, field in zip(columns, fields, strict=True):
             if name != label_column and not _is_number(field):
-                got = f"with {field!r} in line {line}, column {name!r}"
-                raise bad_file(file, got, "numbers (a first line of names has none, or takes header=True)")
+                got = f"with {repr(field) if field else 'nothing'} in line {line}, column {name!r}"
+                header = ", or header=True where that line has the columns' names" if line == 1 else ""
+                raise bad_file(file, got, f"a number in each field{header}")
 
 
 def _is_number(text: str) -> bool:
