@@ -124,7 +124,8 @@ def run_demo(
         with replacing(out / name) as temporary:
             figure.savefig(temporary, dpi=150)
     torch_seconds = n_samples / torch_rate
-    report = _report(n_samples, sampling_seconds, torch_seconds, note, distances, history)
+    notes = f"{threads} thread(s), {torch_seconds / sampling_seconds:.1f} x plain torch", note
+    report = _report(n_samples, sampling_seconds, torch_seconds, notes, distances, history)
     return DemoResult(n_samples, sampling_seconds, torch_seconds, *distances, history, report)
 
 
@@ -134,12 +135,14 @@ def torch_samples_per_second(model: MLPDenoiser, schedule: NoiseSchedule) -> tup
     The best of several chunk sizes, on one thread and on all: where other programs run, all can be
     slower than one.
     """
-    choices = [(chunk, threads) for chunk in TORCH_CHUNKS for threads in {1, torch.get_num_threads()}]
+    counts = sorted({1, torch.get_num_threads()})
+    choices = [(chunk, threads) for chunk in TORCH_CHUNKS for threads in counts]
     short = NoiseSchedule(schedule.betas[:TORCH_TRIAL_STEPS])  # each step takes the same time
     rates = [_torch_rate(model, short, max(TORCH_CHUNKS), *choice) for choice in choices]
     chunk, threads = choices[rates.index(max(rates))]
     rate = _torch_rate(model, schedule, TORCH_SAMPLES, chunk, threads)
-    return rate, f"scaled from {TORCH_SAMPLES:,}, at its best: chunks of {chunk:,}, {threads} thread(s)"
+    tried = f" (the best of {' and '.join(map(str, counts))})" if len(counts) > 1 else ""
+    return rate, f"{threads} thread(s){tried}, chunks of {chunk:,}; scaled from {TORCH_SAMPLES:,} samples"
 
 
 def _torch_rate(model: MLPDenoiser, schedule: NoiseSchedule, n: int, chunk: int, threads: int) -> float:
@@ -173,13 +176,13 @@ def _report(
     n: int,
     seconds: float,
     torch_seconds: float,
-    torch_note: str,
+    notes: tuple[str, str],
     distances: tuple[MetricResult, MetricResult],
     history: TrainingHistory,
 ) -> str:
     speeds = [
-        ("fused kernel", seconds, f"{torch_seconds / seconds:.1f} x plain torch"),
-        ("plain torch", torch_seconds, torch_note),
+        ("fused kernel", seconds, notes[0]),
+        ("plain torch", torch_seconds, notes[1]),
     ]
     lines = [
         f"training: {len(history.train_loss)} epochs in {history.seconds:.1f} s on one thread",

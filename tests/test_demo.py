@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def test_the_command_takes_any_array(tmp_path, small_demo, columns):
     result = CliRunner().invoke(main, [str(a) for a in [*arguments, "--epochs", 2, "--threads", 1]])
     assert result.exit_code == 0, result.output
     assert "200 samples, 100 steps each" in result.output
-    assert "x plain torch" in result.output
+    assert re.search(r"fused kernel .* 1 thread\(s\), [\d.]+ x plain torch\n", result.output)
+    assert re.search(r"plain torch .* 1 thread\(s\), chunks of", result.output)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "checkpoint.safetensors",
         "loss.png",
