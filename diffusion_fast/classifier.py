@@ -61,22 +61,31 @@ class ClassifierDDPM:
         self.seed = _checks.seed("seed", seed)
 
     def __call__(self, x: Any) -> Tensor:
-        """log p(y | x) of rows x (n, *shape), finite numbers in the model's units: (n, n_classes) float32."""
+        """log p(y | x) of rows x (n, *shape), finite numbers in the model's units: (n, n_classes) float32.
+
+        Raises TypeError or ValueError for other rows, as `predict`, `predict_proba` and `errors` do.
+        """
         errors = self.errors(x)
         return torch.log_softmax(self.log_prior.to(errors.device) - errors, dim=1).float()
 
     def predict_proba(self, x: Any) -> Tensor:
-        """p(y | x) by Bayes' rule from the bounds and the prior, (n, n_classes) float32; rows sum to 1."""
+        """p(y | x) by Bayes' rule from the bounds and the prior, (n, n_classes) float32; rows sum to 1.
+
+        Raises what a call does.
+        """
         return self(x).exp()
 
     def predict(self, x: Any) -> Tensor:
-        """The likeliest class of each row, (n,) int64: with equal priors the one of the least error."""
+        """The likeliest class of each row, (n,) int64: with equal priors the one of the least error.
+
+        Raises what a call does.
+        """
         return self(x).argmax(dim=1)
 
     def errors(self, x: Any) -> Tensor:
         """The weighted expected error of each row under each class, (n, n_classes) float64.
 
-        In terms of the predicted x0: |eps - eps_y|^2 = snr |x - x0_y|^2.
+        In terms of the predicted x0: |eps - eps_y|^2 = snr |x - x0_y|^2. Raises what a call does.
         """
         clean = self._rows(x)
         levels, shape = self.prediction.levels, self.prediction.sampler.shape

@@ -25,6 +25,8 @@ def sample(
 
     guidance_scale or guidance_weight as a tensor or array is each sample's own; precision="auto" is float32
     then, for what it measures is of one scale.
+
+    Raises what Sampler and its `sample` do, and ValueError for an option that neither has.
     """
     for name in options:
         _checks.choice("options of sample", name, _ACCEPTED)

@@ -278,7 +278,8 @@ class Sampler:
         The chunks are on the CPU: those of a sampler on CUDA are copied out through pinned memory while the
         next ones are drawn. `sample` with start= and chunk by chunk leaves them on the device.
         The arguments are checked and copied at the call, before the first chunk is asked for. out, x_T and
-        noise, which belong to whole calls, are not accepted.
+        noise, which belong to whole calls, are not accepted. Raises what `sample` does, and TypeError or
+        ValueError for another chunk_size.
         """
         for name in unknown:
             if name in ("out", "x_T", "noise"):

@@ -32,7 +32,8 @@ class NoiseSchedule:
     name: shown by repr and kept by copies; it has no effect on the numbers or on equality.
 
     Raises TypeError for a value that is not a list of real numbers, ValueError for betas outside the range,
-    NaN, another rank, an empty list or more than 2^20 of them.
+    NaN, another rank, an empty list or more than 2^20 of them. The constructors by name raise TypeError or
+    ValueError for an n_steps outside of 1 to 2^20 and a number outside of (0, 1).
     """
 
     _betas: np.ndarray

@@ -60,7 +60,7 @@ class SigmaSchedule(_LevelList):
     sigmas[0] times N(0, I). name: shown by repr; no effect on the numbers or on equality.
 
     Raises TypeError for what is not a list of real numbers, ValueError for a list that does not strictly
-    descend, or holds 0, a negative number or NaN.
+    descend, or holds 0, a negative number or NaN; the constructors by name too, for what they are given.
     """
 
     def __init__(self, sigmas: Any, *, name: str = "custom") -> None:
@@ -102,7 +102,7 @@ class FlowSchedule(_LevelList):
     name: shown by repr; no effect on the numbers or on equality.
 
     Raises TypeError for what is not a list of real numbers, ValueError for a list that does not strictly
-    descend or leaves (0, 1].
+    descend or leaves (0, 1]; `linear` too, for n_steps below 1 or a shift outside of [0.001, 1000].
     """
 
     def __init__(self, times: Any, *, name: str = "custom") -> None:

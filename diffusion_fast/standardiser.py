@@ -26,6 +26,8 @@ class Standardiser:
 
     Denoisers start from N(0, 1) noise, so they want data of mean 0 and standard deviation 1. Keep the
     standardiser with the checkpoint: samples are brought back to the data's own units by `inverse`.
+    Raises TypeError for a mean or std that is no list of numbers, ValueError for one that is empty, of
+    another length, not finite, or a std that is not above 0.
     """
 
     def __init__(self, mean: Any, std: Any) -> None:
@@ -41,7 +43,8 @@ class Standardiser:
     def fit(cls, data: np.ndarray | Tensor) -> Standardiser:
         """Mean and population standard deviation of the rows of data, (n, dim), n >= 1.
 
-        A constant column keeps std = 1, so that it is only shifted.
+        A constant column keeps std = 1, so that it is only shifted. Raises TypeError or ValueError for
+        what is no (n, dim) array of finite numbers.
         """
         n, mean, var = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         for block in _blocks(data):
@@ -70,7 +73,7 @@ class Standardiser:
 
     @classmethod
     def identity(cls, dim: int) -> Standardiser:
-        """Leaves dim >= 1 columns as they are."""
+        """Leaves dim >= 1 columns as they are. Raises TypeError or ValueError for another dim."""
         dim = _checks.integer("dim", dim, 1)
         return cls(torch.zeros(dim), torch.ones(dim))
 
@@ -79,11 +82,17 @@ class Standardiser:
         return len(self.mean)
 
     def transform(self, x: Array) -> Array:
-        """(x - mean) / std for x (n, dim); array or tensor in, the same out, a floating dtype kept."""
+        """(x - mean) / std for x (n, dim); array or tensor in, the same out, a floating dtype kept.
+
+        Raises TypeError for what is no array or tensor of numbers, ValueError for another shape.
+        """
         return self._apply(x, forward=True)
 
     def inverse(self, x: Array) -> Array:
-        """x * std + mean for x (n, dim); array or tensor in, the same out, a floating dtype kept."""
+        """x * std + mean for x (n, dim); array or tensor in, the same out, a floating dtype kept.
+
+        Raises TypeError for what is no array or tensor of numbers, ValueError for another shape.
+        """
         return self._apply(x, forward=False)
 
     def _apply(self, x: Array, *, forward: bool) -> Array:

@@ -22,6 +22,9 @@
 `load(name)` gives one of them, and so does the function of that name (`sin_5_5_3d` for the first). The same
 seed gives the same rows. `mnist(folder)` reads the four files of MNIST, `load_file(path)` a file of any data,
 `read(path)` one without a split.
+
+Each function of a set takes n_train, n_test and seed: it raises TypeError or ValueError for numbers of rows
+that are no integers or too few (below 10 to train on, 1 to test), and for a seed outside of [0, 2^64).
 """
 
 from __future__ import annotations

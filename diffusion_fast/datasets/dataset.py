@@ -26,7 +26,11 @@ class Mixture:
     covariances: np.ndarray
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """n independent rows (n, dim), and the component (n,) that each is from."""
+        """n independent rows (n, dim), and the component (n,) that each is from.
+
+        Raises NumPy's TypeError or ValueError for an n that is no number of rows, and its LinAlgError (a
+        ValueError) for covariances that are not positive definite.
+        """
         component = rng.choice(len(self.weights), n, p=self.weights)
         noise = rng.standard_normal((n, self.centers.shape[1]))
         roots = np.linalg.cholesky(self.covariances)

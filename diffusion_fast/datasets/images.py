@@ -35,7 +35,7 @@ def digits(n_train: int = 1_437, n_test: int = 360, seed: int = 0, *, side: int 
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels in ten classes; seed says which are held out.
 
     n_train + n_test: at most 1,797. side: from 8 up; images above 8 x 8 are interpolated (bicubic).
-    Pixels in [0, 1], float64; scaled to [-0.5, 0.5].
+    Pixels in [0, 1], float64; scaled to [-0.5, 0.5]. Raises TypeError or ValueError for other numbers.
     """
     from sklearn.datasets import load_digits
 

@@ -64,7 +64,10 @@ def kde_score(x: Any, data: Any) -> MetricResult:
 
 
 def kde_log_density(x: Any, data: Any) -> np.ndarray:
-    """The log density of each row of x, (n_x,) float64, whose mean is `kde_score`; arguments as there."""
+    """The log density of each row of x, (n_x,) float64, whose mean is `kde_score`; arguments as there.
+
+    Raises TypeError or ValueError naming the argument.
+    """
     a, b = pair(x, data, "x", "data")
     u, v, normalizer = _kernel_coordinates(a, b)
     log_density: np.ndarray = _log_kernel_sums(u, v, 0.5).numpy() - (normalizer + math.log(len(b)))

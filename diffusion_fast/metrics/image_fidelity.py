@@ -70,7 +70,8 @@ def train_classifier(
     """Train in place by cross-entropy, with Adam and a rate that falls to 0; -> the mean loss of each epoch.
 
     images (n, *model.shape) float32, labels (n,) int64. Images are shifted at random by up to two pixels.
-    The model is left in eval mode.
+    The model is left in eval mode. Raises TypeError or ValueError for epochs below 1 and a seed outside of
+    [0, 2^64); images and labels are torch's to refuse.
     """
     generator = torch.Generator().manual_seed(_checks.seed("seed", seed))
     epochs = _checks.integer("epochs", epochs, 1)

@@ -97,7 +97,7 @@ class CNNDenoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, channels, height, width) floating, t (B,) integer in [0, n_steps) -> as x.
 
-        The network sees the time (t + 1) / n_steps, in (0, 1].
+        The network sees the time (t + 1) / n_steps, in (0, 1]. Raises ValueError for an x of another shape.
         """
         if x.shape[1:] != self.shape:
             raise _checks.bad_value("x", x, f"a (batch, {', '.join(map(str, self.shape))}) tensor")

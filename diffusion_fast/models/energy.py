@@ -51,7 +51,7 @@ class EnergyMLP(nn.Module):
         self.net = make_layers(self.dim, widths, 1, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, dim) floating -> (B,)."""
+        """x (B, dim) floating -> (B,). Raises ValueError for an x of another shape."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise _checks.bad_value("x", x, f"a (batch, {self.dim}) tensor")
         return self.net(x).squeeze(1)
@@ -91,7 +91,7 @@ class EnergyScore(nn.Module):
         self.shape = (self.dim,)
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """x (B, dim) floating -> (B, dim); t is not read."""
+        """x (B, dim) floating -> (B, dim); t is not read. Raises ValueError for an x of another shape."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise _checks.bad_value("x", x, f"a (batch, {self.dim}) tensor")
         layers: list[Any] = list(self.net)

@@ -45,7 +45,10 @@ class MixtureDenoiser(nn.Module):
             self.register_buffer(name, table.float())
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (B, 1) floating, t (B,) integer in [0, n_steps) -> (B, 1)."""
+        """x (B, 1) floating, t (B,) integer in [0, n_steps) -> (B, 1).
+
+        Raises ValueError for an x of another shape.
+        """
         if x.ndim != 2 or x.shape[1] != 1:
             raise _checks.bad_value("x", x, "a (batch, 1) tensor")
         gaps = x - self.get_buffer("means")[t]

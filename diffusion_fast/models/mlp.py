@@ -96,7 +96,8 @@ class MLPDenoiser(nn.Module):
         """x (B, dim) floating, t (B,) integer in [0, n_steps), y (B,) integer in [0, n_classes] -> (B, dim).
 
         y = None means the null class for every row. Values of t and y are not read here (that would stop
-        the device and break graph capture): they are the caller's to keep in range.
+        the device and break graph capture): they are the caller's to keep in range. Raises ValueError for an
+        x of another shape, an index that is no (B,) int64 or int32, and a y that the model has no use for.
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise _checks.bad_value("x", x, f"a (batch, {self.dim}) tensor")
@@ -122,6 +123,8 @@ class ConditionalMLPDenoiser(MLPDenoiser):
         class_embedding: "one_hot", Linear(n_classes + 1, class_dim) of the one-hot class, or "table",
             nn.Embedding.
         class_dim: columns of the class embedding; n_classes + 1 by default for "one_hot", else time_dim.
+
+    Raises ValueError or TypeError for an argument outside of what is listed.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ def get(name: str) -> Callable[..., StepTable]:
 
 
 def options_of(name: str) -> list[str]:
-    """The options that the solver called `name` takes."""
+    """The options that the solver called `name` takes. Raises what `get` does."""
     parameters = inspect.signature(get(name)).parameters.values()
     named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     shared = any(p.kind is p.VAR_KEYWORD for p in parameters)

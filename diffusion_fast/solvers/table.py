@@ -227,7 +227,10 @@ class StepTable(Sequence[StepRow]):
         return cls(rows, timesteps, np.array(distinct, timesteps.dtype), solver)
 
     def replace(self, **columns: npt.ArrayLike) -> StepTable:
-        """The same table with other values of these columns of ROW_DTYPE, one for all rows or (n_rows,)."""
+        """The same table with other values of these columns of ROW_DTYPE, one for all rows or (n_rows,).
+
+        Raises ValueError for a name that is no column, values of another length, and what StepTable refuses.
+        """
         rows = self.rows.copy()
         for name, values in columns.items():
             rows[name] = values
@@ -248,7 +251,7 @@ class StepTable(Sequence[StepRow]):
         return self.read_row(index)
 
     def read_row(self, index: int) -> StepRow:
-        """Row `index` as a StepRow, from the array; the same as self[index]."""
+        """Row `index` as a StepRow, from the array; the same as self[index]. Raises IndexError beyond it."""
         row = self.rows[index]
         flags = int(row["flags"])
         values: dict[str, Any] = {name: float(row[name]) for name in (*COEFFICIENTS, *EXTRAS)}
