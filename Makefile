@@ -32,7 +32,7 @@ $(BIN)/python:
 
 $(STAMP)package: pyproject.toml constraints.txt setup.py | $(BIN)/python
 	@echo "installing the package and what it needs into $(VENV) (torch is large), and compiling its C++ core:"
-	@echo "nothing is printed for 5 to 10 minutes on two cores, and with CUDA's compiler (nvcc) for about 4 more,"
+	@echo "nothing is printed for up to ten minutes on two cores, and with CUDA's compiler (nvcc) for some four more,"
 	@echo "which DIFFUSION_FAST_CUDA=0 make ... leaves out"
 	@$(INSTALL) setuptools pybind11 ninja
 	@$(INSTALL) --no-build-isolation --editable .

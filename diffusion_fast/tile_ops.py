@@ -34,7 +34,8 @@ ACTIVATIONS = [
 # The derivative of each activation, with the parameter of its activation.
 SLOPES = {name: f"{name}_slope" for name in ACTIVATIONS if name not in ("identity", "softplus")}
 SLOPES["softplus"] = "sigmoid"
-# What else modules do to single features; pow, clamp_min, clamp_max, add and mul have a parameter.
+# What else modules do to single features; pow, clamp_min, clamp_max, add and mul have a parameter. sin and
+# cos are NaN beyond 2^20, where the kernel's reduction by pi / 2 would lose its digits.
 FUNCTIONS = [
     *ACTIVATIONS,
     "sin",

@@ -7,6 +7,7 @@ by it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -286,20 +287,26 @@ def test_rescale_needs_more_than_one_element() -> None:
         df.Sampler(make_model(2, dim=1), SCHEDULE, guidance_scale=2.0, guidance_rescale=0.5)
 
 
-def test_a_model_without_a_null_class() -> None:
-    """An embedding with a row for each class and no more."""
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_a_model_without_a_null_class(one_hot: bool) -> None:
+    """An embedding with a row for each class and no more, and ones at the classes' places."""
 
     class Labelled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.label, self.net = nn.Embedding(3, 8), nn.Linear(10, 2)
+            self.label, self.net = nn.Embedding(3, 3), nn.Linear(5, 2)
 
         def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            return self.net(torch.cat([x, self.label(y)], dim=1))
+            columns = nn.functional.one_hot(y, 3).float() if one_hot else self.label(y)
+            return self.net(torch.cat([x, columns], dim=1))
 
     module = made(Labelled)
-    with pytest.raises(df.CaptureError, match=r"index out of range.*null_class=False"):
-        df.Sampler(module, SHORT, shape=2, n_classes=3, backend="native")
+    reason = r"(index out of range|smaller than num_classes).*null_class=False"
+    for options in ({"backend": "native"}, {"guidance_scale": 2.0}, {"precision": "table"}):
+        with pytest.raises(df.CaptureError, match=reason):
+            df.Sampler(module, SHORT, shape=2, n_classes=3, **options)
+    for options in ({}, {"precision": "auto"}):
+        assert re.search(reason, df.Sampler(module, SHORT, shape=2, n_classes=3, **options).explain())
     native, plain = (
         df.Sampler(module, SHORT, shape=2, n_classes=3, null_class=False, backend=b)
         for b in ("native", "torch")

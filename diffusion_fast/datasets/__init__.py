@@ -24,7 +24,7 @@ seed gives the same rows. `mnist(folder)` reads the four files of MNIST, `load_f
 `read(path)` one without a split.
 
 Each function of a set takes n_train, n_test and seed: it raises TypeError or ValueError for numbers of rows
-that are no integers or too few (below 10 to train on, 1 to test), and for a seed outside of [0, 2^64).
+that are no integers or too few (below 10), and for a seed outside of [0, 2^64).
 """
 
 from __future__ import annotations
