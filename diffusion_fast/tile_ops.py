@@ -34,8 +34,8 @@ ACTIVATIONS = [
 # The derivative of each activation, with the parameter of its activation.
 SLOPES = {name: f"{name}_slope" for name in ACTIVATIONS if name not in ("identity", "softplus")}
 SLOPES["softplus"] = "sigmoid"
-# What else modules do to single features; pow (x^param), exponential (param^x, param > 0), clamp_min, clamp_max,
-# add and mul have a parameter.
+# What else modules do to single features; pow (x^param), exponential (param^x), clamp_min, clamp_max, add and mul
+# have a parameter.
 FUNCTIONS = [
     *ACTIVATIONS,
     "sin",
