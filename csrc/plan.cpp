@@ -158,6 +158,10 @@ void check_op(const Plan& p, const TileOp& op, Values& values) {
     const auto function_below = [&op](uint32_t count) {
         require(op.function < count, "an op has an unknown function");
     };
+    const auto function_known = [&] {
+        function_below(uint32_t(Function::kCount));
+        require(Function(op.function) != Function::kExponential || op.param > 0.0f, "a base is not positive");
+    };
     bool extra = false;
     switch (OpKind(op.kind)) {
         case OpKind::kLinear:
@@ -167,7 +171,7 @@ void check_op(const Plan& p, const TileOp& op, Values& values) {
                 values.read(op.extra, op.n_out);
                 require(op.class_table == -1, "a class table beside an added value");
             }
-            function_below(uint32_t(Function::kCount));
+            function_known();
             break;
         case OpKind::kTable:
             require(op.src == 0 && op.n_in == 0, "a table op reads a value");
@@ -178,7 +182,7 @@ void check_op(const Plan& p, const TileOp& op, Values& values) {
             values.read(op.src, op.n_in);
             require(op.extra <= 1 && op.n_out == (op.extra ? 2 * op.n_in : op.n_in),
                     "an op's widths differ from its values'");
-            function_below(uint32_t(Function::kCount));
+            function_known();
             require(!op.extra || (op.function >= uint32_t(Function::kRelu) &&
                                   op.function <= uint32_t(Function::kMish)),
                     "an op's function has no slope");

@@ -101,6 +101,7 @@ enum class Function : uint32_t {
     kGeluSlope,
     kGeluTanhSlope,
     kMishSlope,
+    kExponential,  // param^x, param > 0
     kCount
 };
 enum class TableFunction : uint32_t { kSum = 0, kJoint, kCount };

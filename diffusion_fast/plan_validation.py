@@ -157,6 +157,8 @@ def _check_op(plan: Plan, at: str, op: dict[str, Any], widths: list[int], filled
     names = FUNCTION_NAMES[kind]
     require(op["function"] < len(names), at + "function", op["function"], f"0 to {len(names) - 1}")
     require(np.isfinite(op["param"]), at + "param", op["param"], "a finite number")
+    based = names[op["function"]] == "exponential"
+    require(not based or op["param"] > 0, at + "param", op["param"], "a positive base")
 
     def read(field: str, value: int, count: int, size: str = "n_in") -> None:
         written = value < len(widths) and filled[value] == widths[value]

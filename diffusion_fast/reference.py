@@ -70,6 +70,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "gelu_slope": lambda v, _: _gelu_slope(v),
     "gelu_tanh_slope": lambda v, _: _gelu_tanh_slope(v),
     "mish_slope": lambda v, _: _mish_slope(v),
+    "exponential": lambda v, base: torch.pow(base, v),
 }
 
 

@@ -34,8 +34,9 @@ ACTIVATIONS = [
 # The derivative of each activation, with the parameter of its activation.
 SLOPES = {name: f"{name}_slope" for name in ACTIVATIONS if name not in ("identity", "softplus")}
 SLOPES["softplus"] = "sigmoid"
-# What else modules do to single features; pow, clamp_min, clamp_max, add and mul have a parameter. sin and
-# cos are NaN beyond 2^20, where the kernel's reduction by pi / 2 would lose its digits.
+# What else modules do to single features; pow (x^param), exponential (param^x), clamp_min, clamp_max, add and
+# mul have a parameter. sin and cos are NaN beyond 2^20, where the kernel's reduction by pi / 2 would lose its
+# digits.
 FUNCTIONS = [
     *ACTIVATIONS,
     "sin",
@@ -51,6 +52,7 @@ FUNCTIONS = [
     "add",
     "mul",
     *(slope for slope in SLOPES.values() if slope not in ACTIVATIONS),
+    "exponential",
 ]
 BINARY_FUNCTIONS = ["add", "sub", "mul", "div"]
 NORM_FUNCTIONS = ["layer_norm", "rms_norm", "softmax"]

@@ -134,9 +134,9 @@ PROGRAMS: dict[str, tuple[Body, str]] = {
     ),
     "a power of two": (
         lambda m, x, t, y: m.last(2 ** m.first(x) + torch.tensor(0.3) ** (x @ m.first.weight.T)),
-        "linear exp, linear exp, binary add, linear",
+        "linear exponential, linear exponential, binary add, linear",
     ),
-    "exp2": (lambda m, x, t, y: m.short(x.exp2()), "map mul, map exp, linear"),
+    "exp2": (lambda m, x, t, y: m.short(x.exp2()), "map exponential, linear"),
     "leaky with a slope of its own": (
         lambda m, x, t, y: m.last(nnf.prelu(m.first(x), m.offset[0, :1])),
         "linear leaky_relu, linear",

@@ -31,6 +31,7 @@ CASES = {
     "abs": (EVERY_SCALE, 0.0, 0.0),
     "reciprocal": (EVERY_SCALE, 0.0, 0.5),
     "pow": (np.float32(10.0 ** RNG.uniform(-10, 10, 50_000)), 1.7, 0.51),
+    "exponential": (np.float32(RNG.uniform(-300, 300, 200_000)), 1.7, 1.5),
     "clamp_min": (EVERY_SCALE, 0.3, 0.0),
     "clamp_max": (EVERY_SCALE, 0.3, 0.0),
     "add": (EVERY_SCALE, 0.3, 0.5),
@@ -82,6 +83,16 @@ def test_pow_at_the_edges(param: float) -> None:
         x = x[x != -np.inf]  # torch takes a square root there, which has no value
     got, want = apply("pow", param, x), exact("pow", param, x).astype(np.float32)
     np.testing.assert_allclose(got, want, rtol=2e-7)
+
+
+@pytest.mark.parametrize("base", [2.0, 10.0, 0.3, 1.0000001, 1e-30, 3e38])
+def test_powers_of_a_base(base: float) -> None:
+    special = np.float32([0.0, -0.0, 1.0, -1.0, 126.0, -126.0, -149.5, 3e38, -3e38, np.inf, -np.inf, np.nan])
+    x = np.concatenate(
+        [np.float32(RNG.uniform(-1, 1, 100_000) * 160 / max(abs(np.log2(base)), 1e-7)), special]
+    )
+    got, want = apply("exponential", base, x), exact("exponential", base, x).astype(np.float32)
+    np.testing.assert_allclose(got, want, rtol=1.9e-7, atol=1.5e-45)
 
 
 def test_special_values() -> None:

@@ -247,6 +247,7 @@ HOSTILE: list[tuple[tuple[int, bytes], str]] = [
     (op("kind", 2, 0), r"ops\[0\]\.function|ops\[0\]\.src"),
     (op("function", len(FUNCTIONS)), r"ops\[1\]\.function"),
     (op("function", BIG), r"ops\[1\]\.function"),
+    (op("function", FUNCTIONS.index("exponential")), r"ops\[1\]\.param: .*positive base"),
     (op("src", 2), r"ops\[1\]\.src"),
     (op("src", 3), r"ops\[1\]\.src"),
     (op("src", BIG), r"ops\[1\]\.src"),

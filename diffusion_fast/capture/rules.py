@@ -247,7 +247,7 @@ def log_of_base(base: float) -> Rule:
 
 
 def power(low: Lowering, node: fx.Node) -> Expr | None:
-    """x^c, for the exponents that modules use products and roots, as torch has them; c^x = exp(x ln c)."""
+    """x^c, for the exponents that modules use products and roots, as torch has them; c^x."""
     build = low.build
     x, exponent = _both(low, node)
     c = exponent.scalar if isinstance(exponent, Table) else None
@@ -255,7 +255,7 @@ def power(low: Lowering, node: fx.Node) -> Expr | None:
         base = x.scalar if isinstance(x, Table) else None
         if base is None or not 0 < base < math.inf:
             return None
-        return build.map(build.scale(exponent, math.log(base)), "exp")
+        return build.map(exponent, "exponential", base)
     small: dict[float, Callable[[], Expr]] = {
         0.0: lambda: build.number(x.width, 1.0),
         1.0: lambda: x,
@@ -270,7 +270,7 @@ def power(low: Lowering, node: fx.Node) -> Expr | None:
 
 
 def exp2(low: Lowering, node: fx.Node) -> Expr:
-    return low.build.map(low.build.scale(_own(low, node), math.log(2)), "exp")
+    return low.build.map(_own(low, node), "exponential", 2.0)
 
 
 def backward(name: str) -> Rule:
