@@ -45,6 +45,7 @@ def verify(
         found = df.verify(path, redraw=redraw or (), threads=threads, **how)
     state = f"{found.done} of {found.chunks} chunks written, {len(found.redrawn)} drawn again"
     lines = [*found.faults, *(f"chunk {chunk} is not what the checkpoint draws" for chunk in found.different)]
+    lines += [f"chunk {chunk} is unfinished: not written yet, so not compared" for chunk in found.unfinished]
     if found.done < found.chunks:
         lines.append("the run is not complete")
     text = "\n".join([f"{path}: {found.n:,} samples, {state}", *lines, "good" if found.good else "not good"])

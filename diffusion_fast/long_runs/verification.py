@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffusion_fast import _checks
 from diffusion_fast.long_runs import manifest as manifests
+from diffusion_fast.long_runs.formats import READERS
 from diffusion_fast.long_runs.identity import cycle_of, identity
 from diffusion_fast.long_runs.manifest import Manifest
 from diffusion_fast.long_runs.target import Target
-from diffusion_fast.long_runs.writers import digest
 from diffusion_fast.sampler import Sampler
 
 
@@ -22,7 +24,8 @@ class Verification:
     """What `verify` found of a run of `chunks` chunks, `n` samples.
 
     done: chunks that are written. faults: what is wrong with the files, one line each. redrawn: chunks drawn
-    again. different: those of them whose samples differ from what is written.
+    again. different: those of them whose samples differ from the rows in the files. unfinished: chunks that
+    were to be drawn again and are not written yet.
     """
 
     n: int
@@ -31,6 +34,7 @@ class Verification:
     faults: tuple[str, ...]
     redrawn: tuple[int, ...]
     different: tuple[int, ...]
+    unfinished: tuple[int, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -49,7 +53,8 @@ def verify(
 ) -> Verification:
     """Checks an output of `sample_to`, or what there is of an unfinished one, against its manifest.
 
-    redraw: chunks to draw again with a sampler, labels and context made as for the run, or "all".
+    redraw: chunks to draw again with a sampler, labels and context made as for the run, or "all". They are
+    compared bit for bit with the rows in the files; what a .csv says is read back, and any NaN is as another.
 
     Raises ValueError for a path without a manifest, and naming what differs for another sampler.
     """
@@ -60,11 +65,18 @@ def verify(
     made = manifests.load(manifests.path_of(target_path))
     target = Target(text, target_path, made.form)
     chosen = _chosen(redraw, made.n_chunks, sampler)
-    faults = list(target.faults(made))
+    try:
+        faults = list(target.faults(made))
+    except OSError as error:
+        faults = [f"{error.filename or target.path}: {error.strerror}"]
+    written = sorted({chunk for chunk in chosen if chunk in made.done})
     different: list[int] = []
     if sampler is not None:
-        different = _drawn_otherwise(made, sampler, chosen, labels, context, threads)
-    return Verification(made.n, made.n_chunks, len(made.done), tuple(faults), tuple(chosen), tuple(different))
+        different = _drawn_otherwise(made, target, sampler, written, labels, context, threads)
+    unfinished = tuple(chunk for chunk in chosen if chunk not in made.done)
+    return Verification(
+        made.n, made.n_chunks, len(made.done), tuple(faults), tuple(written), tuple(different), unfinished
+    )
 
 
 def _chosen(redraw: Any, chunks: int, sampler: Any) -> Sequence[int]:
@@ -78,9 +90,15 @@ def _chosen(redraw: Any, chunks: int, sampler: Any) -> Sequence[int]:
 
 
 def _drawn_otherwise(
-    made: Manifest, sampler: Sampler, chosen: Iterable[int], labels: Any, context: Any, threads: int | None
+    made: Manifest,
+    target: Target,
+    sampler: Sampler,
+    chunks: Sequence[int],
+    labels: Any,
+    context: Any,
+    threads: int | None,
 ) -> list[int]:
-    """The chunks that the sampler draws with other bytes."""
+    """Those of the chunks, which ascend, that the sampler draws with other bits than the files have."""
     seed, (start, end) = made.run["seed"], made.run["index range"]
     cycle = cycle_of(sampler, labels)
     new = identity(sampler, seed, start, end - start, cycle, context)
@@ -90,10 +108,34 @@ def _drawn_otherwise(
             f"sampler: got another {name}, {new[name]}; accepted: {made.run[name]}, as of the run"
         )
     different = []
-    for chunk in chosen:
+    for chunk, rows in zip(chunks, _rows_written(made, target, chunks), strict=True):
         at, count = start + chunk * made.chunk_size, made.size_of(chunk)
         part = None if cycle is None else cycle.part(at, count)
         drawn = sampler.sample(count, seed=seed, start=at, labels=part, context=context, threads=threads)
-        if digest(drawn.cpu().numpy()) != made.done.get(chunk):
+        if rows is None or not _same_bits(drawn.cpu().numpy(), rows):
             different.append(chunk)
     return different
+
+
+def _rows_written(made: Manifest, target: Target, chunks: Sequence[int]) -> Iterator[np.ndarray | None]:
+    """The rows of each chunk as the files have them, None from where they cannot be read."""
+    ranges = [(chunk * made.chunk_size, made.size_of(chunk)) for chunk in chunks]
+    there = made.complete and not target.partial.exists()
+    shape = tuple(made.run["shape"])
+    read = 0
+    try:
+        if there and target.form in READERS:
+            parts = READERS[target.form](target.path, shape, ranges)
+        else:
+            files = target.rows(made, target.path if there else None)
+            parts = (files.read(*part) for part in ranges)
+        for rows in parts:
+            read += 1
+            yield rows if rows.shape == (ranges[read - 1][1], *shape) else None
+    except Exception:  # whatever a damaged file makes of its reader: `faults` has what is wrong with it
+        yield from [None] * (len(ranges) - read)
+
+
+def _same_bits(drawn: np.ndarray, rows: np.ndarray) -> bool:
+    same = np.ascontiguousarray(drawn).view("<u4") == np.ascontiguousarray(rows).view("<u4")
+    return bool(np.all(same | (np.isnan(drawn) & np.isnan(rows))))

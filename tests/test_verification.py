@@ -1,0 +1,113 @@
+"""verify with redraw: what is drawn again is compared with the rows that the files have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_long_runs import stopped_after
+
+import diffusion_fast as df
+from diffusion_fast.long_runs.formats import READERS, WRITERS, Columns, Table
+
+N, CHUNK = 60, 8
+
+
+def with_digest_of_now(path: Path) -> None:
+    """The manifest with the checksum of the file as it is now: so that only its rows can tell."""
+    manifest = path.with_name(f"{path.name}.manifest.json")
+    values = json.loads(manifest.read_text())
+    values["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(values))
+
+
+def spoil_csv(path: Path, row: int) -> None:
+    lines = path.read_text().split("\n")
+    numbers = lines[row + 1].split(",")
+    numbers[2] = f"{np.nextafter(np.float32(numbers[2]), np.float32(9)):.9g}"
+    lines[row + 1] = ",".join(numbers)
+    path.write_text("\n".join(lines))
+
+
+def spoil_npz(path: Path, row: int) -> None:
+    arrays = dict(np.load(path))
+    arrays["x"].view("u4")[row, 2] ^= 1
+    np.savez(path, **arrays)
+
+
+def spoil_parquet(path: Path, row: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    column = table.column(2).to_numpy().copy()
+    column.view("u4")[row] ^= 1
+    table = table.set_column(2, table.column_names[2], pa.array(column))
+    pq.write_table(table, path, row_group_size=7)  # a chunk lies in two or three
+
+
+SPOIL: dict[str, Callable[[Path, int], None]] = {
+    "csv": spoil_csv,
+    "npz": spoil_npz,
+    "parquet": spoil_parquet,
+}
+
+
+@pytest.mark.parametrize("form", SPOIL)
+def test_the_rows_of_the_file_are_compared(tmp_path: Path, conditional: df.Sampler, form: str) -> None:
+    path = tmp_path / f"x.{form}"
+    columns = Columns(["a", "b,", "c"], "k", ['"', "1,", " ", "é"])
+    how: dict[str, Any] = {"labels": list(range(4))}
+    df.sample_to(path, conditional, N, seed=3, chunk_size=CHUNK, columns=columns, **how)
+    how["sampler"] = conditional
+    found = df.verify(path, redraw="all", **how)
+    assert found.good and found.redrawn == tuple(range(8))
+    SPOIL[form](path, 3 * CHUNK)
+    with_digest_of_now(path)
+    found = df.verify(path, redraw="all", **how)
+    assert (found.faults, found.different) == ((), (3,))
+    assert df.verify(path, redraw=[4, 2], **how).good  # beside it
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = df.verify(path, redraw=[7, 0], **how)
+    assert 7 in found.different and found.faults
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.csv"])
+def test_chunks_that_are_not_written_are_unfinished(tmp_path: Path, sampler: df.Sampler, name: str) -> None:
+    with stopped_after(2):
+        df.sample_to(tmp_path / name, sampler, N, chunk_size=CHUNK)
+    found = df.verify(tmp_path / name, sampler=sampler, redraw=[0, 1, 7])
+    assert (found.redrawn, found.different, found.unfinished) == ((0, 1), (), (7,))
+    assert not found.good and not found.faults
+
+
+@pytest.mark.parametrize("form", SPOIL)
+def test_a_file_that_is_gone_is_named(tmp_path: Path, sampler: df.Sampler, form: str) -> None:
+    path = tmp_path / f"x.{form}"
+    df.sample_to(path, sampler, N)
+    path.unlink()
+    found = df.verify(path, sampler=sampler, redraw="all")
+    assert found.faults == (f"{path}: No such file or directory",)
+    assert found.different == found.redrawn == (0,)
+
+
+@pytest.mark.parametrize("form", SPOIL)
+def test_every_float32_survives(tmp_path: Path, form: str) -> None:
+    """Also the zeros with their signs, the subnormal and the infinite."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 1 << 32, (5000, 2), dtype=np.uint32).view("<f4")
+    rows[:4] = [[0.0, -0.0], [np.inf, -np.inf], [1e-45, -1e-45], [np.finfo("f4").max, np.nan]]
+    path = tmp_path / f"x.{form}"
+    blocks = [rows[:4000], rows[4000:]]
+    WRITERS[form](path, Table(blocks, len(rows), (2,), Columns(["a", "b"]), None, 0))
+    ranges = [(0, 100), (100, 3999), (4500, 500)]
+    for (first, count), read in zip(ranges, READERS[form](path, (2,), ranges), strict=True):
+        wanted = rows[first : first + count]
+        number = ~np.isnan(wanted)
+        assert np.array_equal(wanted.view("u4")[number], read.copy().view("u4")[number])
+        assert np.array_equal(np.isnan(read), ~number)
