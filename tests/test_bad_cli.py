@@ -207,7 +207,18 @@ CASES = [
     Case("plot SAMPLES", "history", "plot odd.safetensors --loss --out new.png", "without a history",
          "written by train"),
     Case("evaluate --data", "seed of the data", "evaluate odd.safetensors", "not given", "does not say"),
-    Case("evaluate CHECKPOINT", "data is gone", "evaluate gone.safetensors", "gone.csv is gone", "--data"),
+    Case("evaluate CHECKPOINT", "data is gone", "evaluate gone.safetensors", "gone.csv is not beside",
+         "--data"),
+    Case("evaluate CHECKPOINT", "data elsewhere", "evaluate elsewhere.safetensors",
+         r"'/.*/kinds.csv'.*bare name", "--data"),
+    Case("evaluate CHECKPOINT", "data above", "evaluate above.safetensors", r"'\.\./kinds.csv'.*bare name",
+         "--data"),
+    Case("evaluate CHECKPOINT", "data behind a link", "evaluate link.safetensors", "'link.csv', a link",
+         "--data"),
+    Case("evaluate CHECKPOINT", "data that is a folder", "evaluate dir.safetensors", "'earlier'.*no regular",
+         "--data"),
+    Case("plot CHECKPOINT", "data without its checksum", "plot unhashed.safetensors --out new.png",
+         "'kinds.csv' without the checksum", "--data"),
     Case("plot CHECKPOINT", "data has changed", "plot changed.safetensors --out new.png",
          "changed since training", "--data"),
     # a file of settings
@@ -252,6 +263,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prediction_type="noise",
     )
     rewrite(folder, "kinds", "gone", data=kinds | {"source": "gone.csv"})
+    (folder / "link.csv").symlink_to("kinds.csv")
+    rewrite(folder, "kinds", "elsewhere", data=kinds | {"source": str(folder / "kinds.csv")})
+    rewrite(folder, "kinds", "above", data=kinds | {"source": "../kinds.csv"})
+    rewrite(folder, "kinds", "link", data=kinds | {"source": "link.csv"})
+    rewrite(folder, "kinds", "dir", data=kinds | {"source": "earlier"})
+    rewrite(folder, "kinds", "unhashed", data={"source": "kinds.csv", "label_column": "kind", "seed": 0})
     rewrite(folder, "kinds", "changed", data=kinds | {"sha256": "0" * 64})
     return folder
 

@@ -72,6 +72,7 @@ def test_labelled_data_of_the_demo_is_found_again(tmp_path, small_demo):
     checkpoint = "out/checkpoint.safetensors"
     known = load(tmp_path / checkpoint).metadata
     assert known["data"]["label_column"] == "kind" and known["data"]["seed"] == 3
+    (tmp_path / "d.csv").rename(tmp_path / "out" / "d.csv")  # a checkpoint opens what lies beside it alone
     assert done(tmp_path, "evaluate", checkpoint, "--num-samples", 50).stdout.startswith("50 samples")
     done(tmp_path, "plot", checkpoint, "--out", "p.png", "--num-samples", 50)
     done(tmp_path, "plot", checkpoint, "--out", "l.png", "--loss")

@@ -32,7 +32,7 @@ def metadata(data: df.datasets.Dataset, settings: dict[str, Any]) -> dict[str, A
         "seed": settings["seed"],
     }
     if known["source"] not in df.datasets.NAMES:
-        known["source"] = str(Path(known["source"]).resolve())  # from any folder
+        known["source"] = Path(known["source"]).resolve().name  # found again beside the checkpoint
         known |= fingerprint(data)
     return {
         "version": df.__version__,
@@ -73,9 +73,9 @@ def load_data(source: str, label_column: str | None, seed: int) -> df.datasets.D
 
 
 def training_data(
-    checkpoint: df.Checkpoint, source: str | None, label_column: str | None
+    checkpoint: df.Checkpoint, path: Path, source: str | None, label_column: str | None
 ) -> df.datasets.Dataset:
-    """The data given, else that which the model was trained on, split as it was then."""
+    """The data given, else that which the model at the path was trained on, split as it was then."""
     known = _known_data(checkpoint)
     name = source or known.get("source")
     if name is None:
@@ -85,8 +85,8 @@ def training_data(
         )
     if source is None:
         label_column = label_column or known.get("label_column")
-        if name not in df.datasets.NAMES and not Path(name).exists():
-            raise click.UsageError(f"CHECKPOINT: its data {name} is gone; accepted: --data")
+        if name not in df.datasets.NAMES:
+            name = str(_beside(path, known))
     data = load_data(name, label_column, known.get("seed", 0))
     as_then = source is None and label_column == known.get("label_column")
     if as_then and "sha256" in known and not fingerprint(data).items() <= known.items():
@@ -100,6 +100,25 @@ def training_data(
             f"--data: got {data.name!r} of {data.dim} columns; accepted: {dim} columns, as the model has"
         )
     return data
+
+
+def _beside(checkpoint: Path, known: dict[str, Any]) -> Path:
+    """The file of the training. Whoever wrote a checkpoint must not choose what else is opened: it is a plain
+    name in the checkpoint's own folder, of a file whose checksum the training kept."""
+    name = known["source"]
+    wanted = "a file beside the checkpoint; accepted: --data"
+    if not isinstance(known.get("sha256"), str):
+        raise click.UsageError(
+            f"CHECKPOINT: got its data {name!r} without the checksum of the training; accepted: --data"
+        )
+    if "/" in name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+        raise click.UsageError(f"CHECKPOINT: got its data {name!r}, which is not the bare name of {wanted}")
+    path = checkpoint.resolve().with_name(name)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise click.UsageError(f"CHECKPOINT: got its data {name!r}, a link or no regular file, not {wanted}")
+    if not path.exists():
+        raise click.UsageError(f"CHECKPOINT: its data {name} is not beside it; accepted: --data")
+    return path
 
 
 def _known_data(checkpoint: df.Checkpoint) -> dict[str, Any]:
@@ -273,7 +292,7 @@ def data_and_rows(
         _check_count("SAMPLES", f"'{source}'", "rows", len(rows), at_least)
         return known, rows, None
     trained = load_checkpoint(source, "SAMPLES")
-    known = training_data(trained, data, label_column)
+    known = training_data(trained, source, data, label_column)
     _check_count("--data", f"{known.name!r}", "held-out rows", len(known.test), at_least)
     cycle = label_cycle(trained, labels)
     same_classes = list(known.classes) == classes(trained)
