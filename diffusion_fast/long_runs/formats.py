@@ -18,6 +18,7 @@ from diffusion_fast._files import refusal
 
 BLOCK = 1 << 16  # numbers: as text they take megabytes, and a signal waits for some hundredths of a second
 Ranges = Sequence[tuple[int, int]]
+GROUP_BYTES = 1 << 24  # of a .parquet file's row group: each costs about a kilobyte a column, kept to the end
 ARRAYS_OF_NPZ = ("x", "X", "columns")  # where the samples are found, and their names
 
 
@@ -149,11 +150,25 @@ def _write_parquet(path: Path, table: Table) -> None:
         fields.append((table.columns.label_column, pa.string()))
     schema = pa.schema(fields)
     with path.open("xb") as file, pq.ParquetWriter(file, schema) as writer:
+        gathered: list[pa.Table] = []
+
+        def write() -> None:
+            if gathered:
+                group = pa.concat_tables(gathered)
+                writer.write_table(group, row_group_size=len(group))
+                gathered.clear()
+
+        size = 0
         for rows, labels in table.labelled_blocks():
             columns = [pa.array(column) for column in np.ascontiguousarray(rows.T)]
             if labels is not None:
                 columns.append(pa.array(labels, pa.string()))
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            gathered.append(pa.Table.from_arrays(columns, schema=schema))
+            size += gathered[-1].nbytes
+            if size >= GROUP_BYTES:
+                write()
+                size = 0
+        write()
 
 
 WRITERS: dict[str, Callable[[Path, Table], None]] = {
