@@ -80,8 +80,10 @@ def temporary(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Errors of the system about an open file say which it is."""
+    """Errors of the system about an open file say which it is; those that name a file already keep it."""
     try:
         yield
     except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error

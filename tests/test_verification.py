@@ -111,3 +111,41 @@ def test_every_float32_survives(tmp_path: Path, form: str) -> None:
         number = ~np.isnan(wanted)
         assert np.array_equal(wanted.view("u4")[number], read.copy().view("u4")[number])
         assert np.array_equal(np.isnan(read), ~number)
+
+
+# ---- writing such files
+
+
+def test_row_groups_are_large_and_a_matter_of_the_rows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    from diffusion_fast.long_runs import formats
+
+    rows = np.arange(1 << 21, dtype="<f4").reshape(-1, 8)  # 8 MB, in blocks of 256 kB
+    monkeypatch.setattr(formats, "GROUP_BYTES", 3 << 20)
+    blocks = np.array_split(rows, 32)
+    columns = Columns([f"column {i}" for i in range(8)])
+    WRITERS["parquet"](tmp_path / "x.parquet", Table(blocks, len(rows), (8,), columns, None, 0))
+    with pq.ParquetFile(tmp_path / "x.parquet") as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert sizes == [98304, 98304, 65536]
+
+
+@pytest.mark.parametrize("form", SPOIL)
+def test_a_full_disk_names_the_file(tmp_path: Path, form: str) -> None:
+    """A limit on the size of files stands for it."""
+    import errno
+    import resource
+
+    rows = np.random.default_rng(0).standard_normal((100_000, 2)).astype("<f4")
+    path = tmp_path / f"x.{form}"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=str(path)) as caught:
+            WRITERS[form](path, Table([rows], len(rows), (2,), Columns(["a", "b"]), None, 0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))

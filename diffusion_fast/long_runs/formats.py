@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_fast import _checks
-from diffusion_fast._files import refusal
+from diffusion_fast._files import naming_file, refusal
 
 BLOCK = 1 << 16  # numbers: as text they take megabytes, and a signal waits for some hundredths of a second
 Ranges = Sequence[tuple[int, int]]
@@ -103,7 +103,7 @@ def check_columns(
 
 
 def _write_npz(path: Path, table: Table) -> None:
-    with zipfile.ZipFile(path, "x") as archive:
+    with naming_file(path), zipfile.ZipFile(path, "x") as archive:
 
         def write(name: str, dtype: str, shape: tuple[int, ...], parts: Iterable[Any]) -> None:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
@@ -123,7 +123,7 @@ def _write_npz(path: Path, table: Table) -> None:
 
 
 def _write_csv(path: Path, table: Table) -> None:
-    with path.open("x", encoding="utf-8", newline="") as file:
+    with naming_file(path), path.open("x", encoding="utf-8", newline="") as file:
         names = [*table.columns.names, *([] if table.labels is None else [table.columns.label_column])]
         file.write(_csv_line(names) + "\n")
         numbers = ",".join(["%.9g"] * len(table.columns.names))  # nine digits tell any two float32 apart
@@ -149,7 +149,7 @@ def _write_parquet(path: Path, table: Table) -> None:
     if table.labels is not None:
         fields.append((table.columns.label_column, pa.string()))
     schema = pa.schema(fields)
-    with path.open("xb") as file, pq.ParquetWriter(file, schema) as writer:
+    with naming_file(path), path.open("xb") as file, pq.ParquetWriter(file, schema) as writer:
         gathered: list[pa.Table] = []
 
         def write() -> None:

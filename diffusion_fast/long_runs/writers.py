@@ -100,7 +100,7 @@ class RowFiles:
         """(count, *shape) rows of one file; EOFError where it ends before."""
         path, at = self._place(first)
         rows = np.empty((count, *self.shape), "<f4")
-        with path.open("rb", buffering=0) as file:
+        with naming_file(path), path.open("rb", buffering=0) as file:
             file.seek(at)
             left = rows.data.cast("B")
             while left:
