@@ -8,9 +8,11 @@ DIFFUSION_FAST_FUZZ_SECONDS says, and `make sanitize` has the core check its own
 from __future__ import annotations
 
 import functools
+import json
 import os
 import struct
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,22 +170,49 @@ def check_checkpoint(folder: Path, which: int, edits: list[tuple[float, str, int
 
 
 @functools.cache
-def output(folder: Path) -> bytes:
-    df.sample_to(folder / "x.npy", df.Sampler(make_model(), SCHEDULE), 100, chunk_size=30)
-    return (folder / "x.npy.manifest.json").read_bytes()
+def output(folder: Path) -> tuple[df.Sampler, dict[str, bytes], bytes, bytes]:
+    """A sampler; a run of it of which a chunk is missing; the manifest and the rows of the whole."""
+    sampler = df.Sampler(make_model(), SCHEDULE)
+    df.sample_to(folder / "x.npy", sampler, 100, chunk_size=30)
+    rows = (folder / "x.npy").read_bytes()
+    manifest = folder / "x.npy.manifest.json"
+    values = json.loads(manifest.read_bytes())
+    values["complete"] = False
+    del values["done"]["2"]
+    header = len(rows) - 4 * 3 * 100
+    partial = bytearray(rows)
+    partial[header + 4 * 3 * 60 : header + 4 * 3 * 90] = bytes(4 * 3 * 30)
+    begun = {"x.npy.partial": bytes(partial), manifest.name: json.dumps(values).encode()}
+    return sampler, begun, manifest.read_bytes(), rows
 
 
 def check_manifest(folder: Path, which: int, edits: list[tuple[float, str, int]]) -> None:
-    content = output(folder)
-    (folder / "x.npy.manifest.json").write_bytes(spoil(content, edits))
+    """Whatever it says: what is there stays as it was, or becomes the rows of the run."""
+    sampler, begun, complete, expected = output(folder)
+    rows = folder / "x.npy"
+    manifest = folder / "x.npy.manifest.json"
+    for path in folder.iterdir():
+        path.unlink()
+    if which % 2:
+        files, left = {rows.name: expected, manifest.name: complete}, rows
+    else:
+        files, left = begun, folder / "x.npy.partial"
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    manifest.write_bytes(spoil(files[manifest.name], edits))
     try:
-        found = df.verify(folder / "x.npy")
+        assert df.verify(rows).n >= 1
     except ValueError as error:
         assert str(error).startswith("manifest: got")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of chunks that are drawn again
+            df.sample_to(rows, sampler, 100, chunk_size=30, resume=True)
+    except ValueError as error:
+        assert str(error).startswith(("manifest: got", "resume: got", "path: got")), error
+        assert left.read_bytes() == files[left.name]
         return
-    finally:
-        (folder / "x.npy.manifest.json").write_bytes(content)
-    assert found.n >= 1
+    assert rows.read_bytes() == expected
 
 
 CHECKS: dict[str, Callable[..., None]] = {
