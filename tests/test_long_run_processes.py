@@ -346,7 +346,7 @@ def test_torchrun_that_is_terminated_leaves_a_run_that_goes_on(
 
 
 @pytest.mark.slow  # 4 GB of disk and minutes
-def test_a_billion_samples_in_flat_memory(tmp_path: Path) -> None:
+def test_a_billion_samples_in_flat_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A soak: 10^9 samples of one dimension; resident memory is read ten times a second."""
     df.save(tmp_path / "one.safetensors", MLPDenoiser(1, (4,), n_steps=1).eval(), df.NoiseSchedule.cosine(1))
     command = ["sample", "one.safetensors", "--num-samples", "1000000000", "--out", "x.npy"]
@@ -363,7 +363,8 @@ def test_a_billion_samples_in_flat_memory(tmp_path: Path) -> None:
     middle = peaks[len(peaks) // 2]
     assert max(peaks) < 600_000
     assert max(peaks) - middle < 20_000
-    print(f"{stdout}peak {max(peaks) / 1000:.0f} MB")
+    with capsys.disabled():  # the figure is to be kept, also of a run that passes
+        print(f"{stdout}peak {max(peaks) / 1000:.0f} MB")
 
 
 def test_a_rank_that_has_not_come_has_longer(monkeypatch: pytest.MonkeyPatch) -> None:
