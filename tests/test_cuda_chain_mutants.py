@@ -73,22 +73,22 @@ MUTANTS: dict[str, Change] = {
     ),
     "weights in another order": ("cuda/mma_plan.cpp", "8 * b + 2 * t + i;", "8 * b + 2 * t + (BUG ^ i);"),
     "no wait for a row": (
-        "cuda/chain_mma.cuh",
-        "ptx::cp_async_wait<0>();\n            __syncwarp();",
-        "if (!BUG) ptx::cp_async_wait<0>();\n            __syncwarp();",
+        "cuda/chain_resident.cuh",
+        "ptx::cp_async_wait<0>();\n            meet();",
+        "if (!BUG) ptx::cp_async_wait<0>();\n            meet();",
     ),
     "no wait for the weights": (
-        "cuda/chain_mma.cuh",
-        "ptx::cp_async_wait<0>();\n    __syncthreads();",
-        "if (!BUG) ptx::cp_async_wait<0>();\n    __syncthreads();",
+        "cuda/chain_resident.cuh",
+        "ptx::cp_async_wait<0>();\n    return r;",
+        "if (!BUG) ptx::cp_async_wait<0>();\n    return r;",
     ),
     "the next row where this one lies": (
-        "cuda/chain_mma.cuh",
-        "to = ring + i % 2 *",
-        "to = ring + !BUG * (i % 2) *",
+        "cuda/chain_resident.cuh",
+        "return ring + i % 2 *",
+        "return ring + !BUG * (i % 2) *",
     ),
     "the table of the row before": (
-        "cuda/chain_mma.cuh",
+        "cuda/chain_resident.cuh",
         "n_rows ? i + 2 : n_rows - 1",
         "n_rows ? i + 2 - BUG : n_rows - 1",
     ),
@@ -100,7 +100,7 @@ MUTANTS: dict[str, Change] = {
     "always the first pair": ("cuda/state_lane.cuh", "component < 2 ?", "BUG || component < 2 ?"),
     "a class for both rows of a lane": ("cuda/chain_mma.cuh", "of_class(m, 1))", "of_class(m, !BUG))"),
     "the null branch twice": (
-        "cuda/chain_mma.cuh",
+        "cuda/chain_resident.cuh",
         "network(row.c_in, step_starts, branch, F)",
         "network(row.c_in, step_starts, branch | BUG, F)",
     ),
@@ -172,7 +172,6 @@ WIDE_MUTANTS: dict[str, Change] = {
         "BUG || op.step_table < 0 ? 0 : width",
     ),
 }
-
 
 ALL = MUTANTS | WIDE_MUTANTS
 
