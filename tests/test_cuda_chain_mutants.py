@@ -172,8 +172,76 @@ WIDE_MUTANTS: dict[str, Change] = {
         "BUG || op.step_table < 0 ? 0 : width",
     ),
 }
+WGMMA_MUTANTS: dict[str, Change] = {
+    "weights that no product may see yet": (
+        "cuda/chain_wgmma.cuh",
+        "ptx::fence_async_proxy();",
+        "if (!BUG) ptx::fence_async_proxy();",
+    ),
+    "no fence before products": (
+        "cuda/chain_wgmma.cuh",
+        "ptx::wgmma_fence();",
+        "if (!BUG) ptx::wgmma_fence();",
+    ),
+    "no wait for products": (
+        "cuda/chain_wgmma.cuh",
+        "ptx::wgmma_wait<0>();",
+        "if (!BUG) ptx::wgmma_wait<0>();",
+    ),
+    "eights of outputs of another stride": (
+        "cuda/chain_wgmma.cuh",
+        "* kEight, kEight, 128)",
+        "* kEight, kEight, BUG ? 256 : 128)",
+    ),
+    "eights of inputs of another stride": (
+        "cuda/chain_wgmma.cuh",
+        "2 * (part * depth + k) * kEight",
+        "2 * (part * depth + k) * (kEight - 128 * BUG)",
+    ),
+    "low parts where the high ones of a product lie": (
+        "cuda/chain_wgmma.cuh",
+        "value(0), matrix(k, 1)",
+        "value(0), matrix(k, !BUG)",
+    ),
+    "the first chunk's weights for all": (
+        "cuda/chain_wgmma.cuh",
+        "multiply<N, H, K>(sums, in, w + column * 16);",
+        "multiply<N, H, K>(sums, in, w + !BUG * column * 16);",
+    ),
+    "swapped fragments of a warpgroup": (
+        "cuda/chain_wgmma.cuh",
+        "Tier::pack(v, eight % 2, out",
+        "Tier::pack(v, (eight + BUG) % 2, out",
+    ),
+    "all warps have the first's samples": (
+        "cuda/chain_wgmma.cuh",
+        "% kWarpgroup / 32 * 16",
+        "% kWarpgroup / 32 * !BUG * 16",
+    ),
+    "no last tile": (
+        "cuda/chain_wgmma.cuh",
+        "tile * kWgmmaSamples < a.n",
+        "(tile + BUG) * kWgmmaSamples < a.n",
+    ),
+    "the null branch where the history lies": (
+        "cuda/chain_resident.cuh",
+        "(has_history ? 12 * M * D : 0)",
+        "(!BUG && has_history ? 12 * M * D : 0)",
+    ),
+    "a row before its warpgroup is there": (
+        "cuda/chain_resident.cuh",
+        "meet();  // row i is there",
+        "if (!BUG || i == 0) meet();  // row i is there",
+    ),
+    "outputs where inputs lie": (
+        "cuda/wgmma_pack.cpp",
+        "s.precision, part, j, i) |",
+        "s.precision, part, BUG ? j ^ 1 : j, i) |",
+    ),
+}
 
-ALL = MUTANTS | WIDE_MUTANTS
+
+ALL = MUTANTS | WIDE_MUTANTS | WGMMA_MUTANTS
 
 
 def planted() -> list[Change]:
@@ -220,14 +288,24 @@ def wide_test(module: Any) -> None:
         check_precision(plan, n, precision, path="wide", on={"module": module}, **labels_of(plan, n))
 
 
+def wgmma_test(module: Any) -> None:
+    plan, n = random_plan(6, 6, (100, 66), n_classes=5, branches=2, n_rows=3), 67
+    on = {"module": module, "capability": 90, "multiprocessors": 1}  # two warpgroups a block
+    configure(module.__file__, schedule=1)
+    for precision in ("float32", "bfloat16"):
+        check_precision(plan, n, precision, path="wgmma", on=on, **labels_of(plan, n))
+
+
 def test_none_awake(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DF_MUTANT", "0")
     every_test(module)
     wide_test(module)
+    wgmma_test(module)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_each_is_caught(name: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DF_MUTANT", str(1 + list(ALL).index(name)))
     with pytest.raises((AssertionError, RuntimeError)):
-        (wide_test if name in WIDE_MUTANTS else every_test)(module)
+        tests = ((WIDE_MUTANTS, wide_test), (WGMMA_MUTANTS, wgmma_test), (MUTANTS, every_test))
+        next(test for mutants, test in tests if name in mutants)(module)
