@@ -302,6 +302,7 @@ def test_products_of_a_warpgroup() -> None:
 def test_other_devices_have_no_code_of_hopper(arch: str) -> None:
     for mangled, body in kernels(arch, "wgmma_chain").items():
         assert len([instruction for instruction in body if "NOP" not in instruction]) < 10, mangled
+        assert positions(body, r"\bBPT\.TRAP"), mangled
 
 
 @built

@@ -178,6 +178,11 @@ WGMMA_MUTANTS: dict[str, Change] = {
         "ptx::fence_async_proxy();",
         "if (!BUG) ptx::fence_async_proxy();",
     ),
+    "weights before all are there": (
+        "cuda/chain_wgmma.cuh",
+        "__syncthreads();  // all weights",
+        "if (!BUG) __syncthreads();  // all weights",
+    ),
     "no fence before products": (
         "cuda/chain_wgmma.cuh",
         "ptx::wgmma_fence();",
@@ -291,8 +296,9 @@ def wide_test(module: Any) -> None:
 def wgmma_test(module: Any) -> None:
     plan, n = random_plan(6, 6, (100, 66), n_classes=5, branches=2, n_rows=3), 67
     on = {"module": module, "capability": 90, "multiprocessors": 1}  # two warpgroups a block
-    configure(module.__file__, schedule=1)
-    for precision in ("float32", "bfloat16"):
+    # any order; then a warpgroup as far as it comes before the next begins, as if it had no barrier
+    for precision, schedule in (("float32", 1), ("bfloat16", -1)):
+        configure(module.__file__, schedule=schedule)
         check_precision(plan, n, precision, path="wgmma", on=on, **labels_of(plan, n))
 
 

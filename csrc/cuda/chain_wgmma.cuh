@@ -171,6 +171,8 @@ __global__ void __launch_bounds__(wgmma_threads(Tier::kParts, D), 1)
                 chain.network(c_in, step_starts, branch, F);
             });
         }
+    } else {
+        ptx::trap_without_wgmma();
     }
 }
 

@@ -29,6 +29,14 @@ constexpr bool kHasWgmma = true;
 #define DF_WGMMA_ASM(...) __trap()
 #endif
 
+// In place of such a body elsewhere. A driver that is told to compile the PTX (CUDA_FORCE_PTX_JIT) brings its
+// code to Hopper too: an error there, not samples that nobody wrote.
+__device__ __forceinline__ void trap_without_wgmma() {
+#if defined(__CUDA_ARCH__)
+    __trap();
+#endif
+}
+
 __device__ __forceinline__ uint64_t wgmma_descriptor(const void* matrix, uint32_t leading, uint32_t stride) {
 #if defined(DF_EMULATED)
     const uint32_t address = emulator::shared_address(matrix);
