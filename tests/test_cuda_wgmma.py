@@ -76,7 +76,7 @@ def test_what_threads_keep_in_global_memory() -> None:
     small = HOPPER | {"shared_bytes": 90_000}
     p = program(plan, "bfloat16", tensor_cores=True, **small)
     assert "from step to step in global memory" in p.reason
-    assert p.scratch_bytes(n) == 3 * 2 * 128 * 8 * (12 + 4) * 4
+    assert p.scratch_bytes(n) == 3 * 2 * 128 * 8 * (12 + 4) * 4 and p.scratch_bytes(0) == 0
     for on in (small, small | ONE_BLOCK):
         check(plan, n, "bfloat16", on, **labels_of(plan, n))
 

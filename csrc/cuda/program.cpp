@@ -175,7 +175,7 @@ int Program::wide_tiles(int64_t n) const {
 
 int Program::warpgroups(int64_t n) const {
     const int64_t each = divide_up(divide_up(n, kWgmmaSamples), limits_.multiprocessors);
-    return int(std::min<int64_t>(each, wgmma_shape_.threads / kWarpgroup));
+    return int(std::clamp<int64_t>(each, 1, wgmma_shape_.threads / kWarpgroup));  // 1: there may be no sample
 }
 
 int64_t Program::blocks(int64_t n, int64_t max_blocks) const {
