@@ -97,7 +97,7 @@ void bind_chain(py::module_& m) {
              py::arg("multiprocessors"), py::arg("tensor_cores") = true)
         .def_property_readonly("path",
                                [](const Program& program) {
-                                   constexpr const char* kNames[] = {"general", "mma", "wide"};
+                                   constexpr const char* kNames[] = {"general", "mma", "wgmma", "wide"};
                                    return kNames[int(program.path())];
                                })
         .def_property_readonly("reason", &Program::reason)

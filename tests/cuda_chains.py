@@ -11,8 +11,8 @@ from test_chain import GUARD, address, same_bits
 from diffusion_fast import _cpu
 from diffusion_fast.plan import Plan
 
-LIMITS = {"shared_bytes": 232448, "capability": 90, "multiprocessors": 3}
-PROGRAM = ("precision", "shared_bytes", "multiprocessors", "tensor_cores", "module")
+LIMITS = {"shared_bytes": 232448, "capability": 100, "multiprocessors": 3}
+PROGRAM = ("precision", "shared_bytes", "capability", "multiprocessors", "tensor_cores", "module")
 Arrays = dict[str, Any]
 
 

@@ -258,6 +258,53 @@ def test_the_chains_on_tensor_cores(name: str, arch: str) -> None:
         assert used["STACK"] == 0 and threads * blocks * used["REG"] <= 65536, (mangled, used)
 
 
+# Of the wgmma kernels, by parts of a value, width of the layers and eights of columns of x: registers of a
+# thread, and threads of the one block that a multiprocessor holds (csrc/cuda/chain_args.h).
+WGMMA = {
+    (1, 128, 1): (168, 384),
+    (1, 128, 8): (255, 256),
+    (2, 128, 1): (255, 256),
+}
+
+
+def wgmma_kernels(arch: str) -> dict[tuple[int, ...], tuple[str, list[str]]]:
+    """Name and instructions by the key of WGMMA, bfloat16 for both formats of 16 bits"""
+    found = {}
+    for mangled, body in kernels(arch, "wgmma_chain").items():
+        shape = re.search(r"Li(\d+)ELi(\d+)EEEvNS", mangled)
+        assert shape, mangled
+        found[2 if "SplitFloat32" in mangled else 1, int(shape[1]), int(shape[2])] = mangled, body
+    return found
+
+
+@built
+def test_products_of_a_warpgroup() -> None:
+    """All that a thread works on is in registers, and a layer's products run one behind the other: the last
+    of each group alone says that it is complete, where ptxas serializes them every one does."""
+    found = wgmma_kernels("90a")
+    assert found.keys() == WGMMA.keys()
+    for key, (mangled, body) in found.items():
+        registers, threads = WGMMA[key]
+        assert not positions(body, r"\b(LDL|STL)\b"), mangled
+        used = resources("90a")[mangled]
+        assert used["STACK"] == 0 and used["REG"] <= registers and threads * registers <= 65536, (key, used)
+        products, waits = positions(body, r"\bHGMMA\.64x"), positions(body, r"\bWARPGROUP\.DEPBAR")
+        last = positions(body, r"\bHGMMA\.64x.*gsb0")
+        parts, width, eights = key
+        chunks = width // (64 if parts == 2 else 128)
+        depths = (width // 16, (eights + 1) // 2)  # of a layer, of the first one
+        assert len(products) == (3 if parts == 2 else 1) * (chunks * sum(depths) + depths[0]), key
+        assert len(last) == len(waits) == 2 * chunks + 1, key
+
+
+@built
+@pytest.mark.parametrize("arch", ["80", "120"])
+def test_other_devices_have_no_code_of_hopper(arch: str) -> None:
+    for mangled, body in kernels(arch, "wgmma_chain").items():
+        assert len([instruction for instruction in body if "NOP" not in instruction]) < 10, mangled
+        assert positions(body, r"\bBPT\.TRAP"), mangled
+
+
 @built
 @pytest.mark.parametrize("arch", ["80", "90a", "120"])
 def test_weights_stream_while_products_run(arch: str) -> None:

@@ -73,22 +73,22 @@ MUTANTS: dict[str, Change] = {
     ),
     "weights in another order": ("cuda/mma_plan.cpp", "8 * b + 2 * t + i;", "8 * b + 2 * t + (BUG ^ i);"),
     "no wait for a row": (
-        "cuda/chain_mma.cuh",
-        "ptx::cp_async_wait<0>();\n            __syncwarp();",
-        "if (!BUG) ptx::cp_async_wait<0>();\n            __syncwarp();",
+        "cuda/chain_resident.cuh",
+        "ptx::cp_async_wait<0>();\n            meet();",
+        "if (!BUG) ptx::cp_async_wait<0>();\n            meet();",
     ),
     "no wait for the weights": (
-        "cuda/chain_mma.cuh",
-        "ptx::cp_async_wait<0>();\n    __syncthreads();",
-        "if (!BUG) ptx::cp_async_wait<0>();\n    __syncthreads();",
+        "cuda/chain_resident.cuh",
+        "ptx::cp_async_wait<0>();\n    return r;",
+        "if (!BUG) ptx::cp_async_wait<0>();\n    return r;",
     ),
     "the next row where this one lies": (
-        "cuda/chain_mma.cuh",
-        "to = ring + i % 2 *",
-        "to = ring + !BUG * (i % 2) *",
+        "cuda/chain_resident.cuh",
+        "return ring + i % 2 *",
+        "return ring + !BUG * (i % 2) *",
     ),
     "the table of the row before": (
-        "cuda/chain_mma.cuh",
+        "cuda/chain_resident.cuh",
         "n_rows ? i + 2 : n_rows - 1",
         "n_rows ? i + 2 - BUG : n_rows - 1",
     ),
@@ -100,7 +100,7 @@ MUTANTS: dict[str, Change] = {
     "always the first pair": ("cuda/state_lane.cuh", "component < 2 ?", "BUG || component < 2 ?"),
     "a class for both rows of a lane": ("cuda/chain_mma.cuh", "of_class(m, 1))", "of_class(m, !BUG))"),
     "the null branch twice": (
-        "cuda/chain_mma.cuh",
+        "cuda/chain_resident.cuh",
         "network(row.c_in, step_starts, branch, F)",
         "network(row.c_in, step_starts, branch | BUG, F)",
     ),
@@ -172,9 +172,81 @@ WIDE_MUTANTS: dict[str, Change] = {
         "BUG || op.step_table < 0 ? 0 : width",
     ),
 }
+WGMMA_MUTANTS: dict[str, Change] = {
+    "weights that no product may see yet": (
+        "cuda/chain_wgmma.cuh",
+        "ptx::fence_async_proxy();",
+        "if (!BUG) ptx::fence_async_proxy();",
+    ),
+    "weights before all are there": (
+        "cuda/chain_wgmma.cuh",
+        "__syncthreads();  // all weights",
+        "if (!BUG) __syncthreads();  // all weights",
+    ),
+    "no fence before products": (
+        "cuda/chain_wgmma.cuh",
+        "ptx::wgmma_fence();",
+        "if (!BUG) ptx::wgmma_fence();",
+    ),
+    "no wait for products": (
+        "cuda/chain_wgmma.cuh",
+        "ptx::wgmma_wait<0>();",
+        "if (!BUG) ptx::wgmma_wait<0>();",
+    ),
+    "eights of outputs of another stride": (
+        "cuda/chain_wgmma.cuh",
+        "* kEight, kEight, 128)",
+        "* kEight, kEight, BUG ? 256 : 128)",
+    ),
+    "eights of inputs of another stride": (
+        "cuda/chain_wgmma.cuh",
+        "2 * (part * depth + k) * kEight",
+        "2 * (part * depth + k) * (kEight - 128 * BUG)",
+    ),
+    "low parts where the high ones of a product lie": (
+        "cuda/chain_wgmma.cuh",
+        "value(0), matrix(k, 1)",
+        "value(0), matrix(k, !BUG)",
+    ),
+    "the first chunk's weights for all": (
+        "cuda/chain_wgmma.cuh",
+        "multiply<N, H, K>(sums, in, w + column * 16);",
+        "multiply<N, H, K>(sums, in, w + !BUG * column * 16);",
+    ),
+    "swapped fragments of a warpgroup": (
+        "cuda/chain_wgmma.cuh",
+        "Tier::pack(v, eight % 2, out",
+        "Tier::pack(v, (eight + BUG) % 2, out",
+    ),
+    "all warps have the first's samples": (
+        "cuda/chain_wgmma.cuh",
+        "% kWarpgroup / 32 * 16",
+        "% kWarpgroup / 32 * !BUG * 16",
+    ),
+    "no last tile": (
+        "cuda/chain_wgmma.cuh",
+        "tile * kWgmmaSamples < a.n",
+        "(tile + BUG) * kWgmmaSamples < a.n",
+    ),
+    "the null branch where the history lies": (
+        "cuda/chain_resident.cuh",
+        "(has_history ? 12 * M * D : 0)",
+        "(!BUG && has_history ? 12 * M * D : 0)",
+    ),
+    "a row before its warpgroup is there": (
+        "cuda/chain_resident.cuh",
+        "meet();  // row i is there",
+        "if (!BUG || i == 0) meet();  // row i is there",
+    ),
+    "outputs where inputs lie": (
+        "cuda/wgmma_pack.cpp",
+        "s.precision, part, j, i) |",
+        "s.precision, part, BUG ? j ^ 1 : j, i) |",
+    ),
+}
 
 
-ALL = MUTANTS | WIDE_MUTANTS
+ALL = MUTANTS | WIDE_MUTANTS | WGMMA_MUTANTS
 
 
 def planted() -> list[Change]:
@@ -221,14 +293,25 @@ def wide_test(module: Any) -> None:
         check_precision(plan, n, precision, path="wide", on={"module": module}, **labels_of(plan, n))
 
 
+def wgmma_test(module: Any) -> None:
+    plan, n = random_plan(6, 6, (100, 66), n_classes=5, branches=2, n_rows=3), 67
+    on = {"module": module, "capability": 90, "multiprocessors": 1}  # two warpgroups a block
+    # any order; then a warpgroup as far as it comes before the next begins, as if it had no barrier
+    for precision, schedule in (("float32", 1), ("bfloat16", -1)):
+        configure(module.__file__, schedule=schedule)
+        check_precision(plan, n, precision, path="wgmma", on=on, **labels_of(plan, n))
+
+
 def test_none_awake(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DF_MUTANT", "0")
     every_test(module)
     wide_test(module)
+    wgmma_test(module)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_each_is_caught(name: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DF_MUTANT", str(1 + list(ALL).index(name)))
     with pytest.raises((AssertionError, RuntimeError)):
-        (wide_test if name in WIDE_MUTANTS else every_test)(module)
+        tests = ((WIDE_MUTANTS, wide_test), (WGMMA_MUTANTS, wgmma_test), (MUTANTS, every_test))
+        next(test for mutants, test in tests if name in mutants)(module)

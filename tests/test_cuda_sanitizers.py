@@ -10,6 +10,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 FILES = ["test_cuda_step.py", "test_cuda_chain.py", "test_cuda_mma.py", "test_cuda_wide.py"]
+FILES += ["test_cuda_wgmma.py"]
 # what goes through every kernel, for each change
 PART = [
     "test_cuda_step.py::test_every_size_as_on_the_cpu",
@@ -19,6 +20,7 @@ PART = [
     "test_cuda_chain.py::test_thresholds_rescale_and_guidance",
     "test_cuda_mma.py::test_classes_and_guidance",
     "test_cuda_wide.py::test_classes_and_guidance",
+    "test_cuda_wgmma.py::test_classes_and_guidance",
 ]
 SCRIPT = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
 

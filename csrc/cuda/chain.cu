@@ -1,7 +1,7 @@
 // Launches the chain kernels.
 #include "chain.h"
 #include "chain_general.cuh"
-#include "mma_kernels.h"
+#include "wgmma_kernels.h"
 #include "wide_kernels.h"
 
 namespace df::cuda {
@@ -17,6 +17,8 @@ const void* kernel_of(const Program& program) {
     switch (program.path()) {
         case Path::kMma:
             return reinterpret_cast<const void*>(mma_kernel(program.mma_shape()));
+        case Path::kWgmma:
+            return reinterpret_cast<const void*>(wgmma_kernel(program.wgmma_shape()));
         case Path::kWide:
             return reinterpret_cast<const void*>(wide_kernel(program.wide_shape().precision));
         case Path::kGeneral:
@@ -28,6 +30,7 @@ const void* kernel_of(const Program& program) {
 // Of a block, at most
 size_t shared_bytes(const Program& program) {
     if (program.path() == Path::kMma) return size_t(program.mma_shape().shared_bytes);
+    if (program.path() == Path::kWgmma) return size_t(program.wgmma_shape().shared_bytes);
     if (program.path() == Path::kWide) return size_t(program.wide_shape().shared_bytes);
     const GeneralShape& shape = program.general_shape();
     return size_t(kKeyBytes + (shape.in_shared ? shape.block_bytes : 0));
@@ -57,6 +60,10 @@ void run_chain(const Program& program, ChainArgs args, int64_t max_blocks, int d
     switch (program.path()) {
         case Path::kMma:
             return launch(mma_kernel(program.mma_shape()), grid, dim3(kMmaThreads), bytes, stream,
+                          MmaArgs{args, program.mma_view()});
+        case Path::kWgmma:
+            return launch(wgmma_kernel(program.wgmma_shape()), grid,
+                          dim3(unsigned(program.warpgroups(args.n) * kWarpgroup)), bytes, stream,
                           MmaArgs{args, program.mma_view()});
         case Path::kWide:
             return launch(wide_kernel(program.wide_shape().precision), grid, dim3(kWideThreads), bytes,

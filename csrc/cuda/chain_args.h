@@ -60,6 +60,18 @@ struct MmaView {
     int32_t history;  // whether the rows have one
 };
 
+// ---- the same view by wgmma (chain_wgmma.cuh): layers of 128, x of 8 or 64 columns
+
+constexpr int kWarpgroup = 128;    // threads
+constexpr int kWgmmaSamples = 64;  // of a warpgroup
+
+// What registers allow: the columns of a layer that a warpgroup computes at a time, and the threads of a
+// block at most. parts: into which a value is split.
+constexpr int wgmma_chunk(int parts) { return parts == 2 ? 64 : 128; }
+constexpr int wgmma_threads(int parts, int eights) {
+    return (parts == 1 && eights == 1 ? 3 : 2) * kWarpgroup;
+}
+
 // ---- wider ones, on tensor cores with weights that stream through shared memory (chain_wide.cuh)
 
 constexpr int kWideWarps = 8, kWideThreads = 32 * kWideWarps;

@@ -1,15 +1,13 @@
 // Packs a plan of narrow linear layers for the kernel on tensor cores that keeps all weights in shared memory
 // (chain_mma.cuh).
 #pragma once
-#include "mma_plan.h"
+#include "resident_pack.h"
 
 namespace df::cuda {
 
-// Which kernel: the layers' width and the eights of columns of x, both rounded up to what there is.
-struct MmaShape {
-    Precision precision;
-    int width, eights, tiles;  // tiles: of 16 samples, a warp
-    int64_t shared_bytes;      // of a block
+struct MmaShape : LayerShape {
+    int tiles;             // of 16 samples, a warp
+    int64_t shared_bytes;  // of a block
 };
 
 // Whether the kernel runs the plan, which has no chain_obstacle; if so, fills shape.

@@ -28,11 +28,6 @@ bool weights_fit_float16(const Plan& plan) {
     });
 }
 
-float weight_of(const Plan& plan, const TileOp& op, int j, int k) {
-    if (j >= int(op.n_out) || k >= int(op.n_in)) return 0.0f;
-    return plan.blob[size_t(op.weight + int64_t(j) * op.n_in + k)];
-}
-
 }  // namespace
 
 std::string chain_obstacle(const Plan& plan, Precision precision) {
@@ -51,20 +46,34 @@ std::string chain_obstacle(const Plan& plan, Precision precision) {
 
 bool has_history(const Plan& plan) { return plan.header.terms & (kTermPush | kTermC1 | kTermC2 | kTermC3); }
 
-int words_per_lane(Precision precision) { return precision == Precision::kFloat32 ? 4 : 2; }
+int widest_layer(const Plan& plan) {
+    uint32_t widest = 0;
+    for (const TileOp& op : plan.ops) widest = std::max(widest, op.n_out);
+    return int(widest);
+}
+
+int parts_of(Precision precision) { return precision == Precision::kFloat32 ? 2 : 1; }
+int words_per_lane(Precision precision) { return 2 * parts_of(precision); }
+
+uint16_t weight_bits(const Plan& plan, const TileOp& op, Precision precision, int part, int output,
+                     int input) {
+    if (output >= int(op.n_out) || input >= int(op.n_in)) return 0;
+    const float w = plan.blob[size_t(op.weight + int64_t(output) * op.n_in + input)];
+    const uint16_t high = precision == Precision::kBfloat16 ? to_bfloat16(w) : to_float16(w);
+    return part ? to_float16((w - from_float16(high)) * kSplitScale) : high;
+}
 
 void append_lane(const Plan& plan, const TileOp& op, Precision precision, bool repeated, int n, int k,
                  int lane, std::vector<uint32_t>& out) {
     const int g = lane / 4, t = lane % 4;
-    for (int part = 0; part < words_per_lane(precision) / 2; ++part)
+    for (int part = 0; part < parts_of(precision); ++part)
         for (int b = 0; b < 2; ++b) {
             uint32_t word = 0;
             for (int i = 0; i < 2; ++i) {
                 const int input = 16 * k + 8 * b + 2 * t + i;
-                const float w = weight_of(plan, op, 8 * n + g, repeated ? input % 8 : input);
-                uint16_t bits = precision == Precision::kBfloat16 ? to_bfloat16(w) : to_float16(w);
-                if (part) bits = to_float16((w - from_float16(bits)) * kSplitScale);
-                word |= uint32_t(bits) << (16 * i);
+                word |=
+                    uint32_t(weight_bits(plan, op, precision, part, 8 * n + g, repeated ? input % 8 : input))
+                    << (16 * i);
             }
             out.push_back(word);
         }

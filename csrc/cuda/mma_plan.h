@@ -19,7 +19,14 @@ std::string chain_obstacle(const Plan& plan, Precision precision);
 
 bool has_history(const Plan& plan);
 
+int widest_layer(const Plan& plan);  // by outputs, those of the last being as many as x has
+
+int parts_of(Precision precision);        // into which a value is split
 int words_per_lane(Precision precision);  // of a fragment of weights
+
+// A weight in the 16 bits of a part; 0 beyond the op's outputs and inputs
+uint16_t weight_bits(const Plan& plan, const TileOp& op, Precision precision, int part, int output,
+                     int input);
 
 // What a lane of a warp holds of an op's inputs 16 k and outputs 8 n on: b0 and b1 (ptx.h), then of a split
 // weight the low parts. repeated: the second eight inputs are what rounding left of the first

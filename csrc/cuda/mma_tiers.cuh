@@ -35,6 +35,8 @@ __device__ __forceinline__ void for_all_in_turn(float (&v)[n], F f) {
 // One product of 16-bit values. Activations by tanh.approx, whose error is below the rounding to 16 bits.
 template <ptx::Half type>
 struct SixteenBits {
+    static constexpr ptx::Half kFormat = type;
+    static constexpr int kParts = 1;  // into which a value is split
     struct Operand {
         uint32_t a[4];
     };
@@ -43,6 +45,9 @@ struct SixteenBits {
         float c[4];
     };
     static constexpr int kPieceWeights = 4;  // chain_wide.cuh
+
+    static __device__ auto& part(Operand& in, int) { return in.a; }
+    static __device__ auto& part(Accumulator& acc, int) { return acc.c; }
 
     static __device__ Weight weight_of(const uint4 (&piece)[2], int i) {
         return i % 2 ? make_uint2(piece[i / 2].z, piece[i / 2].w)
@@ -111,7 +116,8 @@ struct SixteenBits {
 // the smallest is left out (Ootomo and Yokota 2022). Values beyond 65504 become NaN. The approximate
 // reciprocal and power of two are within 2 ulp.
 struct SplitFloat32 {
-    static constexpr ptx::Half type = ptx::Half::kF16;
+    static constexpr ptx::Half type = ptx::Half::kF16, kFormat = type;
+    static constexpr int kParts = 2;  // high, low
     static constexpr float kScale = 2048.0f;
     struct Operand {
         uint32_t high[4], low[4];
@@ -121,6 +127,9 @@ struct SplitFloat32 {
         float high[4], low[4];
     };
     static constexpr int kPieceWeights = 2;
+
+    static __device__ auto& part(Operand& in, int i) { return i ? in.low : in.high; }
+    static __device__ auto& part(Accumulator& acc, int i) { return i ? acc.low : acc.high; }
 
     static __device__ Weight weight_of(const uint4 (&piece)[2], int i) { return piece[i]; }
 

@@ -56,6 +56,16 @@ std::string Program::prepare_tensor_cores(const Plan& plan, Precision precision)
     std::string obstacle = chain_obstacle(plan, precision);
     if (!obstacle.empty()) return obstacle;
     reason_ = std::string(name_of(precision)) + " on tensor cores: layers ";
+    const std::string no_wgmma = wgmma_obstacle(plan, precision, limits_, wgmma_shape_);
+    if (no_wgmma.empty()) {
+        path_ = Path::kWgmma;
+        mma_view_ = pack_wgmma(plan, wgmma_shape_, image_);
+        reason_ += std::to_string(wgmma_shape_.width) + " wide by wgmma, " + std::to_string(kWgmmaSamples) +
+                   " samples a warpgroup, up to " + std::to_string(wgmma_shape_.threads / kWarpgroup) +
+                   " of them a block, weights in shared memory";
+        if (wgmma_shape_.kept_bytes) reason_ += ", what threads keep from step to step in global memory";
+        return "";
+    }
     if (choose_mma(plan, precision, limits_, mma_shape_)) {
         path_ = Path::kMma;
         mma_view_ = pack_mma(plan, mma_shape_, image_);
@@ -68,7 +78,7 @@ std::string Program::prepare_tensor_cores(const Plan& plan, Precision precision)
     path_ = Path::kWide;
     wide_view_ = pack_wide(plan, wide_shape_, image_);
     reason_ += "up to " + std::to_string(wide_shape_.widest) + " wide, " +
-               std::to_string(16 * wide_shape_.tiles) + " samples a block, weights streamed";
+               std::to_string(16 * wide_shape_.tiles) + " samples a block, weights streamed, as " + no_wgmma;
     return "";
 }
 
@@ -163,6 +173,11 @@ int Program::wide_tiles(int64_t n) const {
     return int(divide_up(tiles, rounds * limits_.multiprocessors));
 }
 
+int Program::warpgroups(int64_t n) const {
+    const int64_t each = divide_up(divide_up(n, kWgmmaSamples), limits_.multiprocessors);
+    return int(std::clamp<int64_t>(each, 1, wgmma_shape_.threads / kWarpgroup));  // 1: there may be no sample
+}
+
 int64_t Program::blocks(int64_t n, int64_t max_blocks) const {
     int64_t samples = kSamplesPerVector * general_shape_.vectors;
     int64_t most = general_shape_.in_shared ? int64_t(1) << 30 : limits_.multiprocessors;
@@ -170,6 +185,9 @@ int64_t Program::blocks(int64_t n, int64_t max_blocks) const {
         samples = kMmaThreads / 32 * 16 * mma_shape_.tiles;
         most = limits_.multiprocessors *
                std::min<int64_t>(kMmaBlocks, limits_.shared_bytes / mma_shape_.shared_bytes);
+    } else if (path_ == Path::kWgmma) {
+        samples = int64_t(warpgroups(n)) * kWgmmaSamples;
+        most = limits_.multiprocessors;
     } else if (path_ == Path::kWide) {
         samples = 16 * wide_tiles(n);
         most = limits_.multiprocessors;
@@ -179,6 +197,7 @@ int64_t Program::blocks(int64_t n, int64_t max_blocks) const {
 }
 
 int64_t Program::scratch_bytes(int64_t n) const {
+    if (path_ == Path::kWgmma) return blocks(n, 0) * wgmma_shape_.kept_bytes;
     if (path_ != Path::kGeneral || general_shape_.in_shared) return 0;
     return blocks(n, 0) * general_shape_.block_bytes;
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include "../slots.h"
 #include "mma_pack.h"
+#include "wgmma_pack.h"
 #include "wide_pack.h"
 
 namespace df::cuda {
@@ -12,6 +13,7 @@ Precision precision_named(const std::string& name);  // throws std::invalid_argu
 enum class Path {
     kGeneral,  // any plan, in float32
     kMma,      // on tensor cores, weights in shared memory
+    kWgmma,    // the same by the products of a warpgroup
     kWide,     // on tensor cores, weights streamed
 };
 
@@ -33,7 +35,10 @@ class Program {
     const std::vector<uint32_t>& image() const { return image_.words(); }
     const ProgramView& view() const { return view_; }
     const MmaShape& mma_shape() const { return mma_shape_; }
+    const WgmmaShape& wgmma_shape() const { return wgmma_shape_; }
     const MmaView& mma_view() const { return mma_view_; }
+    // Of a block of the wgmma kernel: as few as let all multiprocessors work alike.
+    int warpgroups(int64_t n) const;
     const WideShape& wide_shape() const { return wide_shape_; }
     const WideView& wide_view() const { return wide_view_; }
     // Tiles of 16 samples of a block of the wide kernel: as few as let all multiprocessors work alike.
@@ -58,6 +63,7 @@ class Program {
     ProgramView view_{};
     Path path_ = Path::kGeneral;
     MmaShape mma_shape_{};
+    WgmmaShape wgmma_shape_{};
     MmaView mma_view_{};
     WideShape wide_shape_{};
     WideView wide_view_{};

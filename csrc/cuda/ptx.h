@@ -102,6 +102,22 @@ __device__ __forceinline__ float rcp_approx(float x) {
 #endif
 }
 
+// ---- registers
+
+// A value that the compiler takes for a new one: what follows from it is computed where it is used, rather
+// than once and kept through a loop.
+template <class T>
+__device__ __forceinline__ void forget(T& value) {
+#if !defined(DF_EMULATED)
+    if constexpr (sizeof(T) == 8)
+        asm volatile("" : "+l"(value));
+    else
+        asm volatile("" : "+r"(value));
+#else
+    (void)value;
+#endif
+}
+
 // ---- tensor cores, by the whole warp
 
 // c += a b

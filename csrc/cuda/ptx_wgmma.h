@@ -9,7 +9,8 @@
 // n.
 //
 // Order: wgmma_fence, the products, wgmma_commit, wgmma_wait. Neither d nor a may be touched between fence
-// and wait: build all of a first. Who wrote the right operand calls fence_async_proxy before the barrier.
+// and wait: build all of a first, and see that the compiler does (wgmma_settle). Who wrote the right operand
+// calls fence_async_proxy before the barrier.
 #pragma once
 #include "ptx.h"
 
@@ -27,6 +28,14 @@ constexpr bool kHasWgmma = true;
 #else
 #define DF_WGMMA_ASM(...) __trap()
 #endif
+
+// In place of such a body elsewhere. A driver that is told to compile the PTX (CUDA_FORCE_PTX_JIT) brings its
+// code to Hopper too: an error there, not samples that nobody wrote.
+__device__ __forceinline__ void trap_without_wgmma() {
+#if defined(__CUDA_ARCH__)
+    __trap();
+#endif
+}
 
 __device__ __forceinline__ uint64_t wgmma_descriptor(const void* matrix, uint32_t leading, uint32_t stride) {
 #if defined(DF_EMULATED)
@@ -72,6 +81,27 @@ __device__ __forceinline__ void wgmma_wait() {
 #endif
 }
 
+// Of registers that products read or write: what the source does to them before this is done before, and what
+// it does behind is done behind. The compiler sees no dependence between a wait and the sums it waits for.
+template <int n>
+__device__ __forceinline__ void wgmma_settle(float (&d)[n]) {
+#if !defined(DF_EMULATED)
+#pragma unroll
+    for (int i = 0; i < n; ++i) asm volatile("" : "+f"(d[i])::"memory");
+#else
+    (void)d;
+#endif
+}
+template <int n>
+__device__ __forceinline__ void wgmma_settle(uint32_t (&a)[n]) {
+#if !defined(DF_EMULATED)
+#pragma unroll
+    for (int i = 0; i < n; ++i) asm volatile("" : "+r"(a[i])::"memory");
+#else
+    (void)a;
+#endif
+}
+
 // d = a b, plus d where `accumulate`
 template <Half type, int n, bool transposed>
 __device__ __forceinline__ void wgmma(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t descriptor,
@@ -88,6 +118,7 @@ void wgmma(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t descriptor, bool 
 
 // The registers of d are operands of the assembly, one by one, so they have to be spelled out.
 // clang-format off
+#define DF_REGISTERS_4 "%0, %1, %2, %3"
 #define DF_REGISTERS_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
     ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -104,12 +135,13 @@ void wgmma(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t descriptor, bool 
     ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95" \
     ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
     ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define DF_D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
-#define DF_D16(i) DF_D4(i), DF_D4((i) + 4), DF_D4((i) + 8), DF_D4((i) + 12)
-#define DF_D32 DF_D16(0), DF_D16(16)
-#define DF_D64 DF_D32, DF_D16(32), DF_D16(48)
-#define DF_D68 DF_D64, DF_D4(64)
-#define DF_D128 DF_D64, DF_D16(64), DF_D16(80), DF_D16(96), DF_D16(112)
+#define DF_FOUR(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
+#define DF_SIXTEEN(i) DF_FOUR(i), DF_FOUR((i) + 4), DF_FOUR((i) + 8), DF_FOUR((i) + 12)
+#define DF_D4 DF_FOUR(0)
+#define DF_D32 DF_SIXTEEN(0), DF_SIXTEEN(16)
+#define DF_D64 DF_D32, DF_SIXTEEN(32), DF_SIXTEEN(48)
+#define DF_D68 DF_D64, DF_FOUR(64)
+#define DF_D128 DF_D64, DF_SIXTEEN(64), DF_SIXTEEN(80), DF_SIXTEEN(96), DF_SIXTEEN(112)
 // clang-format on
 
 // registers: how many d has; a0 .. transposed: the numbers of the operands that follow them
@@ -132,8 +164,11 @@ void wgmma(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t descriptor, bool 
 template <Half type, int n, bool transposed>
 __device__ __forceinline__ void wgmma(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t descriptor,
                                       bool accumulate) {
-    static_assert(n == 64 || n == 128 || n == 136 || n == 256, "write down the registers of another n above");
-    if constexpr (n == 64) {
+    static_assert(n == 8 || n == 64 || n == 128 || n == 136 || n == 256,
+                  "write down the registers of another n above");
+    if constexpr (n == 8) {
+        DF_WGMMA_OF_TYPE(4, 8, 4, 5, 6, 7, 8, 9, 10);
+    } else if constexpr (n == 64) {
         DF_WGMMA_OF_TYPE(32, 64, 32, 33, 34, 35, 36, 37, 38);
     } else if constexpr (n == 128) {
         DF_WGMMA_OF_TYPE(64, 128, 64, 65, 66, 67, 68, 69, 70);
@@ -147,12 +182,14 @@ __device__ __forceinline__ void wgmma(float (&d)[n / 2], const uint32_t (&a)[4],
 #undef DF_WGMMA
 #undef DF_WGMMA_OF_TYPE
 #undef DF_WGMMA_FORMAT
+#undef DF_FOUR
+#undef DF_SIXTEEN
 #undef DF_D4
-#undef DF_D16
 #undef DF_D32
 #undef DF_D64
 #undef DF_D68
 #undef DF_D128
+#undef DF_REGISTERS_4
 #undef DF_REGISTERS_32
 #undef DF_REGISTERS_64
 #undef DF_REGISTERS_68

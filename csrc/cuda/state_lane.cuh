@@ -51,7 +51,7 @@ struct StateLane {
     const RoundKeys& device_keys;
     const bool has_history;
 
-    const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
 
     __device__ int64_t sample(int64_t first, int half) const { return first + g + 8 * half; }
     __device__ bool valid(int64_t first, int half) const { return sample(first, half) < a.n; }

@@ -66,8 +66,7 @@ void append_pieces(const Plan& plan, const WideView& v, int layer, int warp, Pre
 std::string wide_obstacle(const Plan& plan, Precision precision, const DeviceLimits& limits,
                           WideShape& shape) {
     const WideView view = layout(plan, precision);
-    shape = {precision, kWideTiles, 0, 0};
-    for (const TileOp& op : plan.ops) shape.widest = std::max(shape.widest, int(op.n_out));
+    shape = {precision, kWideTiles, 0, widest_layer(plan)};
     for (; shape.tiles; --shape.tiles) {
         shape.shared_bytes = wide_memory(view, shape.tiles).bytes;
         if (shape.shared_bytes <= limits.shared_bytes) return "";

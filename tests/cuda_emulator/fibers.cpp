@@ -166,7 +166,7 @@ class Schedule {
     }
 
     const std::vector<unsigned>& next_round() {
-        if (settings.schedule) {
+        if (settings.schedule > 0) {
             for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[random_() % i]);
             asleep_ = uint32_t(random_());
         }
@@ -190,6 +190,7 @@ void run(Fiber& fiber) {
 void run_threads(Schedule& schedule) {
     while (block.live && block.error.empty()) {
         bool moved = false, skipped = false;
+        unsigned last_warp = 0;
         for (const unsigned i : schedule.next_round()) {
             Fiber& fiber = *fibers[i];
             if (fiber.done || (fiber.generation && *fiber.generation == fiber.seen)) continue;
@@ -197,7 +198,9 @@ void run_threads(Schedule& schedule) {
                 skipped = true;
                 continue;
             }
+            if (settings.schedule < 0 && moved && fiber.warp != last_warp) break;
             moved = true;
+            last_warp = fiber.warp;
             run(fiber);
             if (!block.error.empty()) return;
         }

@@ -145,11 +145,12 @@ void launch_multiply(int n, int transposed, const uint16_t* left, const uint4* i
     };
     if (transposed && n == 64) return run(multiply<type, 64, true>);
     if (transposed) throw std::invalid_argument("n: accepted where transposed: 64");
+    if (n == 8) return run(multiply<type, 8, false>);
     if (n == 64) return run(multiply<type, 64, false>);
     if (n == 128) return run(multiply<type, 128, false>);
     if (n == 136) return run(multiply<type, 136, false>);
     if (n == 256) return run(multiply<type, 256, false>);
-    throw std::invalid_argument("n: accepted: 64, 128, 136, 256");
+    throw std::invalid_argument("n: accepted: 8, 64, 128, 136, 256");
 }
 
 }  // namespace

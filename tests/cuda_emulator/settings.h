@@ -5,7 +5,9 @@
 namespace emulator {
 
 struct Settings {
-    int64_t schedule = 0;  // 0: threads in the order of their index; else the seed of a random order
+    // 0: threads in the order of their index; above: the seed of a random order; -1: the first warp that can
+    // go on does, so that the others have not begun where no barrier makes it wait for them
+    int64_t schedule = 0;
     int64_t devices = 1;
     int64_t driver = 13000;  // as cudaDriverGetVersion tells it; 0: none
     int64_t capability = 90;
