@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import os
@@ -323,16 +324,45 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, sampler: df.Sam
     assert len(list((tmp_path / "rows").iterdir())) == 2
 
 
-def test_two_processes_do_not_write_the_same_rows(tmp_path: Path, sampler: df.Sampler) -> None:
-    """A lock is its holder's: one taken here refuses another that is taken here."""
-    fcntl = pytest.importorskip("fcntl")
-    with stopped_after(2):
-        df.sample_to(tmp_path / "x.npy", sampler, N, chunk_size=CHUNK)
-    with (tmp_path / "x.npy.partial").open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for options in ({"resume": True}, {"overwrite": True}):
-            with pytest.raises(ValueError, match=r"^path: got .*another process is writing"):
-                df.sample_to(tmp_path / "x.npy", sampler, N, **options)
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_two_runs_do_not_write_the_same_rows(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+) -> None:
+    """A second one is refused from before the first has written anything. A lock is its holder's: one taken
+    here refuses another that is taken here."""
+    begin, refused = run.Target.begin, []
+
+    def second_comes(self: run.Target, new: Any) -> None:
+        if not refused:
+            with pytest.raises(ValueError, match=r"^path: got .*another process is writing") as caught:
+                df.sample_to(tmp_path / "x.npy", sampler, N, seed=1, **options)
+            refused.append(caught.value)
+        begin(self, new)
+
+    monkeypatch.setattr(run.Target, "begin", second_comes)
+    df.sample_to(tmp_path / "x.npy", sampler, N)
+    assert refused and np.array_equal(np.load(tmp_path / "x.npy"), sampler.sample(N).numpy())
+    assert {p.name for p in tmp_path.iterdir()} == {"x.npy", "x.npy.manifest.json"}
+
+
+def test_a_lock_is_of_the_file_that_others_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder may take it away between the opening and the locking of another."""
+    target = run.Target.of(tmp_path / "x.npy")
+    flock, opened = fcntl.flock, []
+
+    def taken_away(descriptor: int, how: int) -> None:
+        if not opened:
+            (tmp_path / ".x.npy.lock").unlink()
+        opened.append(descriptor)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", taken_away)
+    release = target.lock()
+    assert len(opened) == 2
+    with pytest.raises(ValueError, match="another process is writing"):
+        target.lock()
+    release()
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- faults of the disk

@@ -180,7 +180,8 @@ def _run(
         stack.enter_context(ranks)
         made = new
         if ranks.rank == 0:
-            made = _begin(new, target, stack, resume=resume, overwrite=overwrite)
+            stack.callback(target.lock())  # before the first look
+            made = _begin(new, target, resume=resume, overwrite=overwrite)
         state = ranks.agree(vars(made) | {"done": sorted(made.done)})
         if ranks.rank != 0:
             made = Manifest(**state | {"done": dict.fromkeys(state["done"], "")})
@@ -207,18 +208,15 @@ def _run(
     return made.n - before
 
 
-def _begin(new: Manifest, target: Target, stack: ExitStack, *, resume: bool, overwrite: bool) -> Manifest:
-    """Rank 0's: the run as it was left, or a new one, and the lock on its rows."""
+def _begin(new: Manifest, target: Target, *, resume: bool, overwrite: bool) -> Manifest:
+    """Rank 0's: the run as it was left, or a new one."""
     if not resume and not overwrite:
         target.refuse_existing()
     target.check_replaceable()
-    if target.partial.exists():
-        stack.callback(target.lock())
     old = target.begun(new) if resume else None
     if old is not None:
         return old
     target.begin(new)
-    stack.callback(target.lock())
     return new
 
 

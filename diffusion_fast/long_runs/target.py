@@ -9,10 +9,11 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from diffusion_fast._files import check_folder_of, check_target, refusal
+from diffusion_fast._files import check_folder_of, check_target, naming_file, refusal
 from diffusion_fast.long_runs import manifest as manifests
 from diffusion_fast.long_runs.formats import WRITERS
 from diffusion_fast.long_runs.manifest import Manifest
@@ -70,21 +71,36 @@ class Target:
         return any(self.path.iterdir()) if self.path.is_dir() else self.path.exists()
 
     def lock(self) -> Callable[[], None]:
-        """Keeps other processes from writing the rows, as long as this one lives. Returns the release."""
-        descriptor = os.open(self.partial, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        """Keeps other processes from the output and what lies beside it, as long as this one lives. Returns
+        the release."""
+        path = self.path.with_name(f".{self.path.name}.lock")
+        while True:
+            with naming_file(path):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(descriptor)
+                why = "which another process is writing"
+                raise refusal("path", self.given, why, "another name") from error
+            except OSError:
+                pass  # a file system without locks
+            if _names(path, descriptor):
+                break
+            os.close(descriptor)  # its holder has released it since: a file that nobody else finds
+
+        def release() -> None:
+            with suppress(OSError):  # of a folder that has vanished, or become read-only
+                if _names(path, descriptor):
+                    path.unlink()  # before another can have it
             os.close(descriptor)
-            raise refusal("path", self.given, "which another process is writing", "another name") from error
-        except OSError:
-            pass  # a file system without locks
-        return lambda: os.close(descriptor)
+
+        return release
 
     # ---- the beginning
 
     def begin(self, new: Manifest) -> None:
-        """New rows and a new manifest. The release of the lock comes with `lock`."""
+        """New rows and a new manifest."""
         needed = new.n * self.rows(new).row_bytes
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
@@ -204,6 +220,14 @@ class Target:
             for path in filter(_is_shard, folder.iterdir()):
                 path.unlink()
             folder.rmdir()
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Whether a path leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _is_shard(path: Path) -> bool:
