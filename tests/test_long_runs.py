@@ -7,7 +7,10 @@ import fcntl
 import hashlib
 import itertools
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -131,6 +134,48 @@ def test_several_samplers_share_a_run(tmp_path: Path, sampler: df.Sampler) -> No
     again = df.Sampler(sampler.model, SCHEDULE, backend="native")
     df.sample_to(tmp_path / "x.npy", [sampler, again], N, chunk_size=16, threads=1)
     assert np.array_equal(np.load(tmp_path / "x.npy"), sampler.sample(N).numpy())
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_signal_stops_the_chunks_of_all_threads(tmp_path: Path, backend: str) -> None:
+    """Chunks of many seconds; the signal comes to the main thread, in its own."""
+    samplers = [df.Sampler(make_model(hidden=(256, 256)), SCHEDULE, backend=backend) for _ in range(3)]
+    n, chunk_size = 6_000_000, 1_000_000  # of 3e12 multiply-adds each
+    seconds: list[float] = []
+    while len(seconds) < 3 and min(seconds, default=9.0) >= 0.5:  # a busy machine may delay any of them
+        sent: list[float] = []
+
+        def send(sent: list[float] = sent) -> None:
+            sent.append(time.perf_counter())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        timer = threading.Timer(0.4, send)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            df.sample_to(tmp_path / "x.npy", samplers, n, chunk_size=chunk_size, threads=1, overwrite=True)
+        seconds.append(time.perf_counter() - sent[0])
+        timer.join()
+    assert min(seconds) < 0.5
+    found = df.verify(tmp_path / "x.npy")
+    assert (found.chunks, found.done, found.faults) == (6, 0, ())
+
+
+def test_what_one_thread_raises_stops_the_others(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again, sample = df.Sampler(sampler.model, SCHEDULE), df.Sampler.sample
+
+    def failing(self: df.Sampler, *given: Any, **options: Any) -> Any:
+        if self is again:
+            raise Stopped("in a thread")
+        return sample(self, *given, **options)
+
+    monkeypatch.setattr(df.Sampler, "sample", failing)
+    began = time.perf_counter()
+    with pytest.raises(Stopped, match="in a thread"):
+        df.sample_to(tmp_path / "x.npy", [sampler, again], 40_000_000, chunk_size=20_000_000, threads=1)
+    assert time.perf_counter() - began < 5  # where a chunk takes a minute
 
 
 def test_a_rank_that_is_started_again_by_itself_is_refused() -> None:

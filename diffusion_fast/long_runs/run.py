@@ -30,6 +30,7 @@ from diffusion_fast.long_runs.manifest import MAX_CHUNKS, Manifest
 from diffusion_fast.long_runs.target import Target
 from diffusion_fast.long_runs.writers import Writer
 from diffusion_fast.sampler import Sampler
+from diffusion_fast.stopping import Stopped, stopped_by
 from diffusion_fast.threads import resolve as resolve_threads
 
 # A kill loses the chunks in flight, one or two of each process. So a run has CHUNKS of them, unless they were
@@ -234,12 +235,15 @@ def _draw(
 
     def draw(sampler: Sampler) -> None:
         try:
-            while not stop.is_set() and (chunk := next(claims, None)) is not None:
-                at, count = start + chunk * made.chunk_size, made.size_of(chunk)
-                buffer = writer.buffer()
-                labels = None if cycle is None else cycle.part(at, count)
-                sampler.sample(count, start=at, labels=labels, out=buffer[:count], **how)
-                writer.put(chunk, buffer, count)
+            with stopped_by(stop):
+                while not stop.is_set() and (chunk := next(claims, None)) is not None:
+                    at, count = start + chunk * made.chunk_size, made.size_of(chunk)
+                    buffer = writer.buffer()
+                    labels = None if cycle is None else cycle.part(at, count)
+                    sampler.sample(count, start=at, labels=labels, out=buffer[:count], **how)
+                    writer.put(chunk, buffer, count)
+        except Stopped:
+            pass  # by a thread that raises
         except BaseException:
             stop.set()
             raise
@@ -247,7 +251,10 @@ def _draw(
     if len(samplers) == 1:
         return draw(samplers[0])
     with ThreadPoolExecutor(len(samplers) - 1, "diffusion_fast device") as pool:
-        others = [pool.submit(draw, sampler) for sampler in samplers[1:]]
-        draw(samplers[0])
-    for other in others:
-        other.result()
+        try:
+            others = [pool.submit(draw, sampler) for sampler in samplers[1:]]
+            draw(samplers[0])
+            for other in others:
+                other.result()
+        finally:
+            stop.set()
