@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -289,57 +289,6 @@ def test_damaged_chunks_are_drawn_again(tmp_path: Path, sampler: df.Sampler) -> 
         result = df.sample_to(path, sampler, N, resume=True)
     assert result.drawn == N - 4 * CHUNK
     assert np.array_equal(np.load(path), sampler.sample(N).numpy())
-
-
-def other(**options: Any) -> df.Sampler:
-    return df.Sampler(make_model(), SCHEDULE, **options)
-
-
-def shifted() -> df.Sampler:
-    model = make_model()
-    with torch.no_grad():
-        model.get_parameter("model.0.bias")[0] += 1e-6
-    return df.Sampler(model, SCHEDULE)
-
-
-DIFFERENT: dict[str, tuple[Callable[[], df.Sampler], dict[str, Any]]] = {
-    "seed": (other, {"seed": 1}),
-    "index range": (other, {"start": 1}),
-    "solver": (lambda: other(solver="ddim"), {}),
-    "model": (shifted, {}),
-    "standardiser": (lambda: other(standardiser=df.Standardiser([0.0] * 3, [2.0] * 3)), {}),
-}
-
-
-@pytest.mark.parametrize("name", DIFFERENT)
-def test_another_run_is_refused_by_name(tmp_path: Path, sampler: df.Sampler, name: str) -> None:
-    df.sample_to(tmp_path / "x.npy", sampler, N)
-    before = sha256(tmp_path / "x.npy"), sha256(tmp_path / "x.npy.manifest.json")
-    make, options = DIFFERENT[name]
-    with pytest.raises(
-        ValueError, match=f"^resume: got another {name}, .*accepted: .* x.npy.manifest.json was begun"
-    ):
-        df.sample_to(tmp_path / "x.npy", make(), N, resume=True, **options)
-    if not options:
-        with pytest.raises(ValueError, match=f"^sampler: got another {name}"):
-            df.verify(tmp_path / "x.npy", sampler=make(), redraw=[0])
-    assert before == (sha256(tmp_path / "x.npy"), sha256(tmp_path / "x.npy.manifest.json"))
-
-
-def test_another_noise_version_is_refused(
-    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    df.sample_to(tmp_path / "x.npy", sampler, N)
-    monkeypatch.setattr("diffusion_fast.long_runs.identity.NOISE_VERSION", 2)
-    with pytest.raises(ValueError, match=r"^resume: got another noise version, 2; accepted: 1"):
-        df.sample_to(tmp_path / "x.npy", sampler, N, resume=True)
-
-
-def test_labels_are_part_of_a_run(tmp_path: Path, conditional: df.Sampler) -> None:
-    df.sample_to(tmp_path / "x.npy", conditional, 10, labels=[0, 1])
-    with pytest.raises(ValueError, match=r"^resume: got another labels"):
-        df.sample_to(tmp_path / "x.npy", conditional, 10, labels=[1, 0], resume=True)
-    assert df.verify(tmp_path / "x.npy", sampler=conditional, labels=[0, 1], redraw="all").good
 
 
 # ---- what is there already
