@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +307,46 @@ def test_nothing_is_replaced_unasked(tmp_path: Path, sampler: df.Sampler) -> Non
     path.unlink()
     with pytest.raises(ValueError, match=r"^path: got .*unfinished run; accepted: resume=True"):
         df.sample_to(path, sampler, N)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "rows/", "x.csv"])
+def test_rows_without_their_manifest_are_kept(tmp_path: Path, sampler: df.Sampler, name: str) -> None:
+    """Of a run that was stopped and of a finished one: what they are nobody knows."""
+    path, manifest = f"{tmp_path}/{name}", tmp_path / f"{name.rstrip('/')}.manifest.json"
+    for left in (".partial", ""):
+        with nullcontext() if left == "" else stopped_after(3):
+            df.sample_to(path, sampler, N, chunk_size=CHUNK, overwrite=True)
+        manifest.unlink()
+        rows = tmp_path / f"{name.rstrip('/')}{left}"
+        with pytest.raises(
+            ValueError, match=rf"^path: got .*{left} .*without a manifest; .*put back.*overwrite"
+        ):
+            df.sample_to(path, sampler, N, resume=True)
+        assert rows.exists()
+
+
+@pytest.mark.parametrize("name", ["x.npy", "rows/"])
+@pytest.mark.parametrize("place", ["before", "between", "after"])
+def test_a_run_stopped_in_its_first_moment_goes_on(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch, name: str, place: str
+) -> None:
+    """Before its rows are created, in the midst of that, and before the first of them is written."""
+    monkeypatch.setattr(run, "SHARD_BYTES", 3 * CHUNK * 12)
+    create = writers.RowFiles.create
+
+    def stops(self: writers.RowFiles) -> None:
+        if place != "before":
+            create(self)
+        if place == "between":
+            last = self.files()[-1][0]
+            last.unlink() if self.folder else os.truncate(last, 20)
+        raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(writers.RowFiles, "create", stops)
+        df.sample_to(f"{tmp_path}/{name}", sampler, N, chunk_size=CHUNK)
+    assert df.sample_to(f"{tmp_path}/{name}", sampler, N, resume=True).drawn == N
+    assert df.verify(f"{tmp_path}/{name}").good
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, sampler: df.Sampler) -> None:

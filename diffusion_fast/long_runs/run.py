@@ -83,9 +83,10 @@ def sample_to(
     chunk_size: samples drawn at once, of a new run. made_by: JSON values to keep in the manifest.
 
     resume: goes on with a run that was stopped, or begins one; what is done is held against its checksums
-    first, and the sampler against that of the run (long_runs.identity has what is seen of one). overwrite: replaces an output, or begins again. Under torchrun, or where RANK, WORLD_SIZE and
-    MASTER_ADDR are set otherwise, all ranks make the same call, which returns when the output is complete;
-    rank 0 keeps the manifest and shows the progress. If a rank fails, or is gone for half a minute, all end.
+    first, and the sampler against that of the run (long_runs.identity has what is seen of one). overwrite:
+    replaces an output, or begins again. Under torchrun, or where RANK, WORLD_SIZE and MASTER_ADDR are set
+    otherwise, all ranks make the same call, which returns when the output is complete; rank 0 keeps the
+    manifest and shows the progress. If a rank fails, or is gone for half a minute, all end.
     Without ranks, calls with ranges of their own, start and n, to files of their own share a run among
     processes that do not know of each other.
 

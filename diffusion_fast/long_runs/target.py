@@ -106,10 +106,9 @@ class Target:
         if needed > free:
             why = f"which takes {needed:,} bytes where {free:,} are free"
             raise refusal("path", self.given, why, "a folder with more space, or fewer samples")
-        self.manifest.unlink(missing_ok=True)
         self.remove_partial()
+        new.save(self.manifest)  # before its rows: those without one are refused
         self.rows(new).create()
-        new.save(self.manifest)
 
     def refuse_existing(self) -> None:
         if self.is_there:
@@ -121,10 +120,12 @@ class Target:
     def begun(self, new: Manifest) -> Manifest | None:
         """The same run as it was left, with the chunks that its rows prove; None where there is nothing."""
         if not self.manifest.exists():
+            accepted = f"a new name, {self.manifest.name} put back, or overwrite=True to begin again"
             if self.is_there:
-                raise refusal(
-                    "path", self.given, "which exists without a manifest", "a new name, or overwrite=True"
-                )
+                raise refusal("path", self.given, "which exists without a manifest", accepted)
+            if self.partial.exists():
+                why = f"of which there is {self.partial.name} without a manifest"
+                raise refusal("path", self.given, why, accepted)
             return None
         old = manifests.load(self.manifest)
         self.check_same(old, new)
@@ -138,10 +139,11 @@ class Target:
             return None
         rows = self.rows(old)
         fault = rows.fault()
+        if fault is not None and not old.done:
+            return None  # stopped while they were created
         if fault is not None:
-            raise refusal(
-                "path", self.given, f"whose rows are damaged: {fault}", "overwrite=True to begin again"
-            )
+            why = f"whose rows are damaged: {fault}"
+            raise refusal("path", self.given, why, "overwrite=True to begin again")
         first = old.chunk_size
         proven = {c: d for c, d in old.done.items() if digest(rows.read(c * first, old.size_of(c))) == d}
         if len(proven) < len(old.done):
