@@ -10,6 +10,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffusion_fast._files import naming_file, replacing
 FORMAT_VERSION = 1
 FORMS = ("npy", "folder", "npz", "csv", "parquet")
 MAX_BYTES = 1 << 27  # of a manifest
+MAX_DATA_BYTES = 1 << 60  # below what a 64-bit size wraps at, and above any disk
 MAX_CHUNKS = 1 << 18  # their checksums take a hundred megabytes
 _DIGEST = re.compile("[0-9a-f]{64}")
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
@@ -131,6 +133,8 @@ def load(path: Path) -> Manifest:
         made = Manifest(**values | {"done": {}})
         if made.n < 1 or made.n_chunks > MAX_CHUNKS or made.rows_per_file % made.chunk_size:
             raise ValueError("its sizes do not go together")
+        if made.n * 4 * prod(made.run["shape"]) > MAX_DATA_BYTES:
+            raise ValueError(f"its samples take more than {MAX_DATA_BYTES} bytes")
         for name, digest in values["done"].items():
             chunk = int(name) if _NUMBER.fullmatch(name) else made.n_chunks
             if chunk >= made.n_chunks or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
