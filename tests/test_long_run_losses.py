@@ -37,18 +37,22 @@ def seconds_of(sampler: df.Sampler, n: int, threads: int) -> float:
     return n * weights * sampler.table.nfe / FMA_PER_SECOND / threads
 
 
-@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize(
+    ("threads", "ranks", "devices"), [(1, 1, 1), (2, 1, 1), (8, 1, 1), (1, 64, 1), (2, 8, 8)]
+)
 @pytest.mark.parametrize(
     ("hidden", "steps"), [((64, 64), 20), ((128, 128), 200), ((512, 512), 1000), ((4,), 1)]
 )
 @pytest.mark.parametrize("n", [20_000, 1_000_000, 100_000_000])
-def test_chunks_in_flight_are_few(hidden: tuple[int, ...], steps: int, n: int, threads: int) -> None:
+def test_chunks_in_flight_are_few(
+    hidden: tuple[int, ...], steps: int, n: int, threads: int, ranks: int, devices: int
+) -> None:
     """And none is shorter than what pays for a call, nor larger than its memory."""
-    made = sampler(hidden, steps)
-    size = _chunk_size(None, n, made, threads)
+    made, drawing = sampler(hidden, steps), ranks * devices
+    size = _chunk_size(None, n, made, threads, drawing)
     assert 1 <= size * 8 <= 1 << 22
-    if seconds_of(made, n, threads) > 2 and n >= 20_000 * threads:
-        assert IN_FLIGHT * size < 0.02 * n
+    if seconds_of(made, n, threads * drawing) > 2 and n >= 20_000 * threads * drawing:
+        assert ranks * (devices + 1) * size < 0.02 * n
     if n > 192 * threads:
         assert size >= 192 * threads or seconds_of(made, size, threads) >= 5e-3
     assert size % 192 == 0
@@ -67,11 +71,11 @@ def test_chunks_of_a_module_that_torch_runs_are_batches() -> None:
 
     schedule = df.NoiseSchedule.cosine(1000)
     made = df.Sampler(Convolution().eval(), schedule, shape=(3, 64, 64), backend="torch")
-    assert _chunk_size(None, 10_000, made, 2) == 64
+    assert _chunk_size(None, 10_000, made, 2, 1) == 64
     made = df.Sampler(
         Convolution().eval(), schedule, shape=(3, 64, 64), backend="torch", steps=2, solver="ddim"
     )
-    assert _chunk_size(None, 10_000, made, 2) == 85  # that fit into four megabytes
+    assert _chunk_size(None, 10_000, made, 2, 1) == 85  # that fit into four megabytes
 
 
 @pytest.mark.slow

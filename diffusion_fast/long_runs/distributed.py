@@ -23,6 +23,8 @@ from typing import Any
 
 from torch import distributed
 
+from diffusion_fast import _checks
+
 POLL_SECONDS = 0.02
 SIGN_SECONDS = 1.0  # between signs of life, which come whatever a rank is busy with
 SILENT_SECONDS = 30.0  # without one a rank is taken for dead
@@ -209,31 +211,58 @@ class Ranks:
         return found
 
 
+def launched() -> tuple[int, int]:
+    """(rank, number of ranks) of this process: of torch.distributed, where it is initialised, else as the
+    environment says. Raises ValueError naming the variable."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+        return 0, 1
+    world = _of_environment("WORLD_SIZE", 1, None, "the number of ranks, as RANK is set")
+    if world == 1 and "RANK" not in os.environ:
+        return 0, 1
+    ranks = f"WORLD_SIZE is {world}"
+    rank = _of_environment("RANK", 0, world - 1, f"0 to {world - 1}, as {ranks}")
+    if world > 1:
+        if not os.environ.get("MASTER_ADDR"):
+            raise ValueError(f"MASTER_ADDR: not given; accepted: where rank 0 is reached, as {ranks}")
+        _of_environment("MASTER_PORT", 1, (1 << 16) - 1, f"the port of rank 0, as {ranks}")
+    return rank, world
+
+
+def _of_environment(name: str, low: int, high: int | None, accepted: str) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        raise ValueError(f"{name}: not given; accepted: {accepted}")
+    if not text.isascii() or not text.isdigit():
+        raise _checks.bad_value(name, text, accepted)
+    return _checks.integer(name, int(text), low, high)
+
+
 _runs = itertools.count()  # of this process: every rank makes the same calls in the same order
 
 
 def peers() -> Alone | Ranks:
     """The processes that torchrun, or whatever sets RANK and WORLD_SIZE, started together with this one."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = launched()
     if world == 1:
         return Alone()
-    store, rank = _rendezvous()
+    store = _rendezvous()
     # torchrun may start all ranks again with the store that they had
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return Ranks(distributed.PrefixStore(f"diffusion_fast/{attempt}/{next(_runs)}", store), rank, world)
 
 
 @functools.cache
-def _rendezvous() -> tuple[distributed.Store, int]:
+def _rendezvous() -> distributed.Store:
     if distributed.is_initialized():  # its server may be this process, and is not made twice
-        return distributed.distributed_c10d._get_default_store(), distributed.get_rank()
-    met: Future[tuple[distributed.Store, int]] = Future()
+        return distributed.distributed_c10d._get_default_store()
+    met: Future[distributed.Store] = Future()
 
     def meet() -> None:
         try:
             given = distributed.rendezvous("env://", timeout=timedelta(seconds=START_SECONDS))
-            store, rank, _ = next(iter(given))
-            met.set_result((store, rank))
+            met.set_result(next(iter(given))[0])
         except BaseException as error:
             met.set_exception(error)
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from diffusion_fast import _checks
 from diffusion_fast._schema import json_object
-from diffusion_fast.long_runs.distributed import peers
+from diffusion_fast.long_runs.distributed import launched, peers
 from diffusion_fast.long_runs.formats import WRITERS, Columns, Labels, check_columns
 from diffusion_fast.long_runs.identity import cycle_of, identity
 from diffusion_fast.long_runs.keeper import Keeper
@@ -33,8 +33,9 @@ from diffusion_fast.sampler import Sampler
 from diffusion_fast.stopping import Stopped, stopped_by
 from diffusion_fast.threads import resolve as resolve_threads
 
-# A kill loses the chunks in flight, one or two of each process. So a run has CHUNKS of them, unless they were
-# shorter than what pays for a call: CHUNK_WORK multiply-adds, which take some milliseconds, or CHUNK_ROWS.
+# A kill loses the chunks in flight: of each process one of each sampler, and up to two that are not written.
+# So a run has CHUNKS for each sampler of all its processes, unless they were shorter than what pays for a call:
+# CHUNK_WORK multiply-adds, which take some milliseconds, or CHUNK_ROWS.
 CHUNKS = 1024
 CHUNK_WORK = 1 << 28
 TILES = 192  # rows that are whole tiles of every instruction set, four or more
@@ -91,7 +92,8 @@ def sample_to(
     processes that do not know of each other.
 
     A kill loses the samples of the last moment: less than 2 % of a run of more than two seconds, and of
-    20,000 samples for each thread; with a table one or two of its blocks, of 8,208 to 65,520 samples.
+    20,000 samples for each thread of all ranks; with a table one or two of its blocks, of 8,208 to 65,520
+    samples.
 
     Raises ValueError or TypeError naming the argument before anything is written, resume with what differs
     from the run that was begun; OSError where the disk or another rank fails. Whatever it raises, resume=True
@@ -118,7 +120,8 @@ def sample_to(
     columns = check_columns(columns, first.shape, target.form, first.n_classes)
     columns.check(target.given, target.form, cycle is not None)
     how = {"seed": seed, "context": context, "threads": resolve_threads(threads)}
-    size = _chunk_size(chunk_size, n, first, how["threads"])
+    _, world = launched()
+    size = _chunk_size(chunk_size, n, first, how["threads"], world * len(samplers))
     shard = -(-SHARD_BYTES // (size * 4 * prod(first.shape))) * size
     new = Manifest(runs[0], target.form, size, shard, made_by=json_object("made_by", made_by))
 
@@ -137,11 +140,12 @@ def _samplers(given: Any) -> Sequence[Sampler]:
     return found
 
 
-def _chunk_size(given: Any, n: int, sampler: Sampler, threads: int) -> int:
+def _chunk_size(given: Any, n: int, sampler: Sampler, threads: int, drawing: int) -> int:
+    """drawing: samplers that draw at once, in all ranks together."""
     least = -(-n // MAX_CHUNKS)
     if given is not None:
         return min(n, _checks.integer("chunk_size", given, least))
-    rows = max(_rows_of_a_call(sampler, threads), -(-n // CHUNKS))
+    rows = max(_rows_of_a_call(sampler, threads), -(-n // (CHUNKS * drawing)))
     # With a table the samples of a block share the reading of it.
     unit = TILES if sampler.tier.table is None else sampler.tier.table.block
     if rows > unit:
