@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from samplers import N_CLASSES, SCHEDULE, make_model
 
 import diffusion_fast as df
-from diffusion_fast.long_runs import distributed, run, writers
+from diffusion_fast.long_runs import run, writers
 
 N, CHUNK = 1000, 96
 
@@ -176,20 +176,6 @@ def test_what_one_thread_raises_stops_the_others(
     with pytest.raises(Stopped, match="in a thread"):
         df.sample_to(tmp_path / "x.npy", [sampler, again], 40_000_000, chunk_size=20_000_000, threads=1)
     assert time.perf_counter() - began < 5  # where a chunk takes a minute
-
-
-def test_a_rank_that_is_started_again_by_itself_is_refused() -> None:
-    """It would report its chunks anew, to a rank 0 that has read past them."""
-    store = torch.distributed.HashStore()
-    with suppress(Stopped), distributed.Ranks(store, 1, 2):
-        raise Stopped("enough")
-    with (
-        pytest.raises(ConnectionAbortedError, match="rank 1 has been in this run before"),
-        distributed.Ranks(store, 1, 2),
-    ):
-        pass
-    with pytest.raises(ConnectionAbortedError, match="rank 1 failed: enough"):
-        distributed.Ranks(store, 0, 2).check()
 
 
 def test_ranges_join_to_the_whole(tmp_path: Path, sampler: df.Sampler) -> None:

@@ -42,6 +42,7 @@ SCHEMA: dict[str, Any] = {
         "complete": {"type": "boolean"},
         "file_sha256": {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$"},
         "made_by": {"type": "object"},
+        "job": _TEXT_OR_NULL,
         "done": {"type": "object", "maxProperties": MAX_CHUNKS},
         "run": {
             "type": "object",
@@ -76,7 +77,7 @@ class Manifest:
     """run: what the samples are a function of, by the names that errors use. form: of the output, of FORMS.
     chunk_size: samples. rows_per_file: of a folder's shards. done: SHA-256 of the float32 bytes of each chunk
     that is written. complete: all are, and lie on the disk. file_sha256: of an output that is no array.
-    made_by: how the command made its sampler."""
+    made_by: how the command made its sampler. job: that began it, where ranks did."""
 
     run: dict[str, Any]
     form: str
@@ -85,6 +86,7 @@ class Manifest:
     complete: bool = False
     file_sha256: str | None = None
     made_by: dict[str, Any] = field(default_factory=dict)
+    job: str | None = None
     done: dict[int, str] = field(default_factory=dict)
 
     @property

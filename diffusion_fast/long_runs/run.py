@@ -34,8 +34,8 @@ from diffusion_fast.stopping import Stopped, stopped_by
 from diffusion_fast.threads import resolve as resolve_threads
 
 # A kill loses the chunks in flight: of each process one of each sampler, and up to two that are not written.
-# So a run has CHUNKS for each sampler of all its processes, unless they were shorter than what pays for a call:
-# CHUNK_WORK multiply-adds, which take some milliseconds, or CHUNK_ROWS.
+# So a run has CHUNKS for each sampler of all its processes, unless they were shorter than what pays for a
+# call: CHUNK_WORK multiply-adds, which take some milliseconds, or CHUNK_ROWS.
 CHUNKS = 1024
 CHUNK_WORK = 1 << 28
 TILES = 192  # rows that are whole tiles of every instruction set, four or more
@@ -87,7 +87,8 @@ def sample_to(
     first, and the sampler against that of the run (long_runs.identity has what is seen of one). overwrite:
     replaces an output, or begins again. Under torchrun, or where RANK, WORLD_SIZE and MASTER_ADDR are set
     otherwise, all ranks make the same call, which returns when the output is complete; rank 0 keeps the
-    manifest and shows the progress. If a rank fails, or is gone for half a minute, all end.
+    manifest and shows the progress. If a rank fails, or is gone for half a minute, all end; where torchrun
+    starts them again, the run that they have begun goes on, without resume as well.
     Without ranks, calls with ranges of their own, start and n, to files of their own share a run among
     processes that do not know of each other.
 
@@ -187,6 +188,7 @@ def _run(
         made = new
         if ranks.rank == 0:
             stack.callback(target.lock())  # before the first look
+            new.job = ranks.job
             made = _begin(new, target, resume=resume, overwrite=overwrite)
         state = ranks.agree(vars(made) | {"done": sorted(made.done)})
         if ranks.rank != 0:
@@ -215,7 +217,13 @@ def _run(
 
 
 def _begin(new: Manifest, target: Target, *, resume: bool, overwrite: bool) -> Manifest:
-    """Rank 0's: the run as it was left, or a new one."""
+    """Rank 0's: the run as it was left, or a new one.
+
+    A launcher that starts the ranks again does so with the arguments of the first time: the run that they
+    have begun then goes on, whether or not resume is among them.
+    """
+    if target.begun_by(new.job):
+        resume, overwrite = True, False
     if not resume and not overwrite:
         target.refuse_existing()
     target.check_replaceable()

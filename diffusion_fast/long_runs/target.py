@@ -117,6 +117,12 @@ class Target:
             accepted = "resume=True to go on with it, or overwrite=True to begin again"
             raise refusal("path", self.given, "of which there is an unfinished run", accepted)
 
+    def begun_by(self, job: str | None) -> bool:
+        """Whether a job of ranks has begun the run of the manifest."""
+        with suppress(OSError, ValueError):  # none, or one that only overwrite=True replaces
+            return job is not None and manifests.load(self.manifest).job == job
+        return False
+
     def begun(self, new: Manifest) -> Manifest | None:
         """The same run as it was left, with the chunks that its rows prove; None where there is nothing."""
         if not self.manifest.exists():

@@ -1,0 +1,149 @@
+"""Ranks in one process: how they meet, how they know of each other, and what it is to be started again."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_long_runs import CHUNK, N, Stopped, stopped_after
+
+import diffusion_fast as df
+from diffusion_fast.long_runs import distributed, run
+from diffusion_fast.long_runs.distributed import Alone, Ranks
+
+
+@contextmanager
+def met(store: torch.distributed.Store) -> Iterator[list[Ranks]]:
+    """Two ranks that have met, and fail at the end of the block."""
+    with suppress(Stopped), Ranks(store, 0, 2) as first, Ranks(store, 1, 2) as second:
+        yield [first, second]
+        raise Stopped("enough")
+
+
+def test_a_rank_that_is_started_again_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would report its chunks anew, to a rank 0 that has read past them."""
+    monkeypatch.setattr(distributed, "SIGN_SECONDS", 0.05)
+    store = torch.distributed.HashStore()
+    with suppress(Stopped), Ranks(store, 0, 2) as first:
+        with suppress(Stopped), Ranks(store, 1, 2):
+            raise Stopped("enough")
+        with (
+            pytest.raises(ConnectionAbortedError, match="rank 1 has been in this run before"),
+            Ranks(store, 1, 2),
+        ):
+            pass
+        with pytest.raises(ConnectionAbortedError, match="rank 1 failed: "):
+            first.check()
+        raise Stopped
+
+
+def test_ranks_that_are_started_again_find_nothing_of_before() -> None:
+    """With the store that they had, and whichever comes first."""
+    store = torch.distributed.HashStore()
+    with met(store) as (first, second):
+        first.agree("old")
+        assert second.agree(None) == "old"
+        assert list(itertools.islice(second.claims([5, 6, 7]), 2)) == [5, 6]
+        second.report(5, "old")
+    found: list[Any] = []
+
+    def comes_first() -> None:
+        with Ranks(store, 1, 2) as second:
+            found.append(second.agree(None))
+            found.extend(second.claims([5, 6, 7]))
+            for chunk in (5, 6):
+                second.report(chunk, "new")
+
+    thread = threading.Thread(target=comes_first)
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive() and not found  # it asks for the name of this start
+    with Ranks(store, 0, 2) as first:
+        assert first.reports() == []
+        first.agree("new")
+        thread.join(0.2)
+        reports = []
+        while len(reports) < 2:
+            reports += first.reports()
+            first.check()
+    thread.join()
+    assert found == ["new", 5, 6, 7] and reports == [(5, "new"), (6, "new")]
+
+
+def test_a_job_is_the_same_when_its_ranks_are_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever TORCHELASTIC_RESTART_COUNT says, which stays 0 where a node has come or gone."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, value)
+
+    def jobs(store: torch.distributed.Store) -> list[str | None]:
+        """Of the runs of one process."""
+        found = []
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "_rendezvous", lambda: store)
+            patch.setattr(distributed, "_runs", itertools.count())
+            for _ in range(2):
+                with distributed.peers() as ranks:
+                    found.append(ranks.job)
+        return found
+
+    store = torch.distributed.HashStore()
+    begun = jobs(store)
+    assert jobs(store) == begun and None not in begun
+    assert len({*begun, *jobs(torch.distributed.HashStore())}) == 4
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert isinstance(distributed.peers(), Alone)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_job_that_is_started_again_goes_on(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """Whatever it is told to do with an output that was there before."""
+    path = tmp_path / "x.npy"
+
+    def drawn_by(job: str) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "peers", type("Rank", (Alone,), {"job": job}))
+            return df.sample_to(path, sampler, N, chunk_size=CHUNK, overwrite=overwrite).drawn
+
+    with stopped_after(3):
+        drawn_by("a")
+    assert drawn_by("a") == N - 3 * CHUNK
+    assert drawn_by("a") == 0 and np.array_equal(np.load(path), sampler.sample(N).numpy())
+    if overwrite:
+        assert drawn_by("b") == N
+    else:
+        with pytest.raises(ValueError, match="which exists"):
+            drawn_by("b")
+
+
+def test_a_rank_that_has_not_come_has_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be importing, or making its table; once it has come, its signs must."""
+    ranks = Ranks(torch.distributed.HashStore(), 0, 2)
+    store = ranks._store
+    clock = [0.0]
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
+
+    def check_at(seconds: float) -> None:
+        clock[0] = seconds
+        ranks.check()
+
+    check_at(0.0)
+    check_at(distributed.START_SECONDS - 1)
+    with pytest.raises(TimeoutError, match=f"rank 1 .* for {distributed.START_SECONDS:g} seconds"):
+        check_at(distributed.START_SECONDS + 2)
+    store.add("1/came", 1)
+    with pytest.raises(TimeoutError, match=f"rank 1 .* for {distributed.SILENT_SECONDS:g} seconds"):
+        check_at(distributed.START_SECONDS + 4)
+    store.add("1/signs", 1)
+    check_at(1000.0)
+    check_at(1000.0 + distributed.SILENT_SECONDS - 1)
+    with pytest.raises(TimeoutError, match=f"for {distributed.SILENT_SECONDS:g} seconds"):
+        check_at(1000.0 + distributed.SILENT_SECONDS + 2)
