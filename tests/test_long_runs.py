@@ -247,6 +247,27 @@ def test_every_moment_between_the_last_write_and_the_name(tmp_path: Path, sample
     assert path.exists() and not partial.exists()
 
 
+@pytest.mark.parametrize("name", ["x.npy", "rows/", "x.csv"])
+def test_what_is_complete_outlives_the_power(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The names are on the disk before the rows lose theirs, and after."""
+    plain, synced, fsync = name.rstrip("/"), [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, {p.name for p in tmp_path.iterdir() if p.name[0] != "."}))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    df.sample_to(f"{tmp_path}/{name}", sampler, N)
+    folder = tmp_path.stat().st_ino
+    made = {plain} if name == "x.csv" else set()
+    there = {f"{plain}.partial", f"{plain}.manifest.json"} | made
+    assert [names for node, names in synced if node == folder] == [there, {plain, f"{plain}.manifest.json"}]
+    if name == "rows/":
+        assert (tmp_path / "rows").stat().st_ino in [node for node, _ in synced]
+
+
 @pytest.mark.parametrize("name", ["x.npy", "x.csv", "x.parquet"])
 def test_a_complete_output_that_is_damaged_is_no_success(
     tmp_path: Path, sampler: df.Sampler, name: str

@@ -16,7 +16,7 @@ from typing import Any
 
 from diffusion_fast import _schema
 from diffusion_fast._checks import MAX_SAMPLES
-from diffusion_fast._files import naming_file, replacing
+from diffusion_fast._files import naming_file, replacing, sync_folder
 
 FORMAT_VERSION = 1
 FORMS = ("npy", "folder", "npz", "csv", "parquet")
@@ -118,6 +118,8 @@ class Manifest:
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
+        if sync:
+            sync_folder(path.parent)
 
 
 def path_of(target: Path) -> Path:

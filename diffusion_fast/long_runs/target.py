@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from diffusion_fast._files import check_folder_of, check_target, naming_file, refusal
+from diffusion_fast._files import check_folder_of, check_target, naming_file, refusal, sync_folder
 from diffusion_fast.long_runs import manifest as manifests
 from diffusion_fast.long_runs.formats import WRITERS
 from diffusion_fast.long_runs.manifest import Manifest
@@ -189,6 +189,8 @@ class Target:
     def complete(self, made: Manifest) -> None:
         """All rows are written, and a file with columns is made of them: the output gets its name."""
         self.rows(made).sync()
+        if self.form == "folder":
+            sync_folder(self.partial)
         made.complete = True
         made.save(self.manifest, sync=True)
         self.publish()
@@ -207,6 +209,7 @@ class Target:
             self.partial.replace(self.path)
         else:
             self.partial.unlink()
+        sync_folder(self.path.parent)
 
     def remove_partial(self) -> None:
         if self.form == "folder":
