@@ -77,28 +77,36 @@ def test_ranks_that_are_started_again_find_nothing_of_before() -> None:
     assert found == ["new", 5, 6, 7] and reports == [(5, "new"), (6, "new")]
 
 
-def test_a_job_is_the_same_when_its_ranks_are_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def started(
+    monkeypatch: pytest.MonkeyPatch, store: torch.distributed.Store, **environment: Any
+) -> list[tuple[str | None, bool]]:
+    """What rank 0 of a start by torchrun knows of its job, in the two runs of its process."""
+    found = []
+    with monkeypatch.context() as patch:
+        for name, value in {"RANK": 0, "WORLD_SIZE": 1, "TORCHELASTIC_RUN_ID": "none", **environment}.items():
+            patch.setenv(name, str(value))
+        patch.setattr(distributed, "_rendezvous", lambda: store)
+        patch.setattr(distributed, "_runs", itertools.count())
+        for _ in range(2):
+            with distributed.peers() as ranks:
+                found.append((ranks.job, ranks.started_again))
+    return found
+
+
+def test_a_job_is_known_by_the_store_that_outlives_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever TORCHELASTIC_RESTART_COUNT says, which stays 0 where a node has come or gone."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}.items():
-        monkeypatch.setenv(name, value)
+    store, environment = torch.distributed.HashStore(), {"TORCHELASTIC_USE_AGENT_STORE": True}
+    first = started(monkeypatch, store, **environment)
+    assert started(monkeypatch, store, **environment) == [(job, True) for job, _ in first]
+    other = started(monkeypatch, torch.distributed.HashStore(), **environment)
+    assert [again for _, again in first + other] == [False] * 4
+    assert len({job for job, _ in first + other}) == 4
 
-    def jobs(store: torch.distributed.Store) -> list[str | None]:
-        """Of the runs of one process."""
-        found = []
-        with monkeypatch.context() as patch:
-            patch.setattr(distributed, "_rendezvous", lambda: store)
-            patch.setattr(distributed, "_runs", itertools.count())
-            for _ in range(2):
-                with distributed.peers() as ranks:
-                    found.append(ranks.job)
-        return found
 
-    store = torch.distributed.HashStore()
-    begun = jobs(store)
-    assert jobs(store) == begun and None not in begun
-    assert len({*begun, *jobs(torch.distributed.HashStore())}) == 4
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    assert isinstance(distributed.peers(), Alone)
+def test_a_job_is_known_by_its_restarts_where_each_has_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count in (0, 1):
+        found = started(monkeypatch, torch.distributed.HashStore(), TORCHELASTIC_RESTART_COUNT=count)
+        assert found == [("none", count > 0)] * 2
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -110,7 +118,7 @@ def test_a_job_that_is_started_again_goes_on(
 
     def drawn_by(job: str) -> int:
         with monkeypatch.context() as patch:
-            patch.setattr(run, "peers", type("Rank", (Alone,), {"job": job}))
+            patch.setattr(run, "peers", type("Rank", (Alone,), {"job": job, "started_again": True}))
             return df.sample_to(path, sampler, N, chunk_size=CHUNK, overwrite=overwrite).drawn
 
     with stopped_after(3):

@@ -41,6 +41,7 @@ class Alone:
 
     rank = 0
     job: str | None = None
+    started_again = False
 
     def __enter__(self) -> Alone:
         return self
@@ -91,12 +92,14 @@ def _reaching() -> Iterator[None]:
 class Ranks:
     """This process among `world` of them. A with block, at whose end, if it is a good one, all ranks are.
 
-    store: of this run and of each time that it was started before. job: for rank 0, the same in all of these.
+    store: of this run and of each time that it was started before. Of rank 0, job: the same each time, and
+    started_again: whether this is not the first.
     """
 
     def __init__(self, store: distributed.Store, rank: int, world: int) -> None:
         self.rank = rank
         self.job: str | None = None
+        self.started_again = False
         self._meeting = store
         self._name = uuid.uuid4().hex  # of this start, if this is rank 0
         self._store = distributed.PrefixStore(self._name, store)
@@ -112,7 +115,7 @@ class Ranks:
     @_reaching()
     def __enter__(self) -> Ranks:
         if self.rank == 0:
-            self.job = self._meeting.compare_set("job", "", self._name).decode()
+            self._find_job()
         else:
             self._store = distributed.PrefixStore(self._ask_name(), self._meeting)
         if self._store.add(f"{self.rank}/came", 1) > 1:  # started again by itself: its reports would be lost
@@ -120,6 +123,14 @@ class Ranks:
             raise ConnectionAbortedError(errno.ECONNABORTED, why)
         threading.Thread(target=self._give_signs, name="diffusion_fast signs", daemon=True).start()
         return self
+
+    def _find_job(self) -> None:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # then it outlives the ranks
+            self.job = self._meeting.compare_set("job", "", self._name).decode()
+            self.started_again = self.job != self._name
+        else:
+            self.job = os.environ.get("TORCHELASTIC_RUN_ID", "")[:100]
+            self.started_again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
     def _ask_name(self) -> str:
         word, until = uuid.uuid4().hex, time.monotonic() + START_SECONDS

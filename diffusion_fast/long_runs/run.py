@@ -189,6 +189,8 @@ def _run(
         if ranks.rank == 0:
             stack.callback(target.lock())  # before the first look
             new.job = ranks.job
+            if ranks.started_again and target.begun_by(new.job):
+                resume, overwrite = True, False  # with the arguments of the first time
             made = _begin(new, target, resume=resume, overwrite=overwrite)
         state = ranks.agree(vars(made) | {"done": sorted(made.done)})
         if ranks.rank != 0:
@@ -217,13 +219,7 @@ def _run(
 
 
 def _begin(new: Manifest, target: Target, *, resume: bool, overwrite: bool) -> Manifest:
-    """Rank 0's: the run as it was left, or a new one.
-
-    A launcher that starts the ranks again does so with the arguments of the first time: the run that they
-    have begun then goes on, whether or not resume is among them.
-    """
-    if target.begun_by(new.job):
-        resume, overwrite = True, False
+    """Rank 0's: the run as it was left, or a new one."""
     if not resume and not overwrite:
         target.refuse_existing()
     target.check_replaceable()

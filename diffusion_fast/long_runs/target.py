@@ -120,7 +120,7 @@ class Target:
     def begun_by(self, job: str | None) -> bool:
         """Whether a job of ranks has begun the run of the manifest."""
         with suppress(OSError, ValueError):  # none, or one that only overwrite=True replaces
-            return job is not None and manifests.load(self.manifest).job == job
+            return manifests.load(self.manifest).job == job
         return False
 
     def begun(self, new: Manifest) -> Manifest | None:
