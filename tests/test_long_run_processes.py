@@ -24,7 +24,6 @@ import pytest
 import run_in_forks
 
 import diffusion_fast as df
-from diffusion_fast.long_runs import distributed
 from diffusion_fast.long_runs.writers import RowFiles
 from diffusion_fast.models import MLPDenoiser
 
@@ -431,44 +430,3 @@ def test_a_billion_samples_in_flat_memory(tmp_path: Path) -> None:
     assert max(peaks) < 600_000
     assert max(peaks) - middle < 20_000
     print(f"{stdout}peak {max(peaks) / 1000:.0f} MB")
-
-
-ENVIRONMENTS: dict[str, tuple[dict[str, str], str]] = {
-    "text": (
-        {"WORLD_SIZE": "abc", "RANK": "0"},
-        r"WORLD_SIZE: got 'abc' \(str\); accepted: the number of ranks",
-    ),
-    "none": ({"WORLD_SIZE": "0", "RANK": "0"}, r"WORLD_SIZE: got 0 \(int\); accepted: an integer from 1 up"),
-    "no size": ({"RANK": "1"}, r"WORLD_SIZE: not given; accepted: the number of ranks"),
-    "no rank": ({"WORLD_SIZE": "2"}, r"RANK: not given; accepted: 0 to 1, as WORLD_SIZE is 2"),
-    "beyond": ({"WORLD_SIZE": "2", "RANK": "2"}, r"RANK: got 2 \(int\); accepted: an integer from 0 to 1"),
-    "negative": ({"WORLD_SIZE": "2", "RANK": "-1"}, r"RANK: got '-1' \(str\); accepted: 0 to 1"),
-    "no address": ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}, r"MASTER_ADDR: not given; accepted"),
-    "no port": ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x"}, r"MASTER_PORT: not given; accepted"),
-    "no such port": (
-        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "65536"},
-        r"MASTER_PORT: got 65536 \(int\); accepted: an integer from 1 to 65535",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_a_launcher_that_says_half_of_it(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """One line that names the variable, and the code of bad input, before anything is written."""
-    given, line = ENVIRONMENTS[name]
-    for variable in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(variable, raising=False)
-    for variable, value in given.items():
-        monkeypatch.setenv(variable, value)
-    result = cli_bench.run(tmp_path, *arguments(checkpoint))
-    assert (result.exit_code, result.stdout, list(tmp_path.iterdir())) == (2, "", [])
-    assert re.fullmatch(rf"error: {line}.*\n", result.stderr), result.stderr
-
-
-def test_one_rank_of_one_needs_no_meeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert distributed.launched() == (0, 1)
-    monkeypatch.setenv("RANK", "0")
-    assert distributed.launched() == (0, 1)

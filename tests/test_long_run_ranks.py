@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import cli_bench
 import numpy as np
 import pytest
 import torch
@@ -155,3 +157,48 @@ def test_a_rank_that_has_not_come_has_longer(monkeypatch: pytest.MonkeyPatch) ->
     check_at(1000.0 + distributed.SILENT_SECONDS - 1)
     with pytest.raises(TimeoutError, match=f"for {distributed.SILENT_SECONDS:g} seconds"):
         check_at(1000.0 + distributed.SILENT_SECONDS + 2)
+
+
+# ---- what a launcher says
+
+ENVIRONMENTS: dict[str, tuple[dict[str, str], str]] = {
+    "text": (
+        {"WORLD_SIZE": "abc", "RANK": "0"},
+        r"WORLD_SIZE: got 'abc' \(str\); accepted: the number of ranks",
+    ),
+    "none": ({"WORLD_SIZE": "0", "RANK": "0"}, r"WORLD_SIZE: got 0 \(int\); accepted: an integer from 1 up"),
+    "no size": ({"RANK": "1"}, r"WORLD_SIZE: not given; accepted: the number of ranks"),
+    "no rank": ({"WORLD_SIZE": "2"}, r"RANK: not given; accepted: 0 to 1, as WORLD_SIZE is 2"),
+    "beyond": ({"WORLD_SIZE": "2", "RANK": "2"}, r"RANK: got 2 \(int\); accepted: an integer from 0 to 1"),
+    "negative": ({"WORLD_SIZE": "2", "RANK": "-1"}, r"RANK: got '-1' \(str\); accepted: 0 to 1"),
+    "no address": ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}, r"MASTER_ADDR: not given; accepted"),
+    "no port": ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x"}, r"MASTER_PORT: not given; accepted"),
+    "no such port": (
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "65536"},
+        r"MASTER_PORT: got 65536 \(int\); accepted: an integer from 1 to 65535",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_launcher_that_says_half_of_it(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One line that names the variable, and the code of bad input, before anything is written."""
+    given, line = ENVIRONMENTS[name]
+    for variable in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
+    df.save(tmp_path / "net", sampler.model, sampler.schedule)
+    result = cli_bench.run(tmp_path, "sample", "net", "--num-samples", "10", "--out", "x.npy")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+    assert re.fullmatch(rf"error: {line}.*\n", result.stderr), result.stderr
+
+
+def test_one_rank_of_one_needs_no_meeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert distributed.launched() == (0, 1)
+    monkeypatch.setenv("RANK", "0")
+    assert distributed.launched() == (0, 1)
