@@ -15,6 +15,7 @@ import torch
 import diffusion_fast as df
 from benchmarks import long_runs
 from diffusion_fast.long_runs import keeper as keepers
+from diffusion_fast.long_runs import run
 from diffusion_fast.long_runs.distributed import Alone
 from diffusion_fast.long_runs.keeper import Keeper
 from diffusion_fast.long_runs.manifest import Manifest
@@ -56,6 +57,20 @@ def test_chunks_in_flight_are_few(
     if n > 192 * threads:
         assert size >= 192 * threads or seconds_of(made, size, threads) >= 5e-3
     assert size % 192 == 0
+
+
+@pytest.mark.parametrize("name", ["x.npy", "rows/"])
+def test_ranks_have_smaller_chunks_and_the_same_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    begun: list[Manifest] = []
+    monkeypatch.setattr(run, "_run", lambda samplers, new, *more, **options: begun.append(new))
+    for world in (1, 4, 64):
+        monkeypatch.setattr(run, "launched", lambda world=world: (0, world))
+        df.sample_to(f"{tmp_path}/{name}", sampler((64, 64), 20), 100_000_000, threads=1)
+        assert world * IN_FLIGHT / begun[-1].n_chunks < 0.02
+    shards = {made.rows_per_file for made in begun}
+    assert name == "x.npy" or len(shards) == 1
 
 
 def test_chunks_of_a_module_that_torch_runs_are_batches() -> None:

@@ -43,6 +43,7 @@ CHUNK_ROWS = 21 * TILES
 CHUNK_BYTES = 1 << 22  # at most
 BATCH = 64  # rows with which torch is busy when it runs the module
 SHARD_BYTES = 1 << 28
+DRAW_SHARDS = 16  # samplers: shards are whole chunks, and must not end elsewhere with another number of ranks
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,10 @@ def sample_to(
     columns = check_columns(columns, first.shape, target.form, first.n_classes)
     columns.check(target.given, target.form, cycle is not None)
     how = {"seed": seed, "context": context, "threads": resolve_threads(threads)}
-    _, world = launched()
-    size = _chunk_size(chunk_size, n, first, how["threads"], world * len(samplers))
+    drawing = launched()[1] * len(samplers)
+    if target.form == "folder":
+        drawing = DRAW_SHARDS
+    size = _chunk_size(chunk_size, n, first, how["threads"], drawing)
     shard = -(-SHARD_BYTES // (size * 4 * prod(first.shape))) * size
     new = Manifest(runs[0], target.form, size, shard, made_by=json_object("made_by", made_by))
 
