@@ -76,7 +76,7 @@ class Target:
         path = self.path.with_name(f".{self.path.name}.lock")
         while True:
             with naming_file(path):
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
