@@ -32,7 +32,7 @@ class CpuChain:
             call.seed,
             call.threads,
             *call.addresses(target),
-            call.show if call.bar is not None else None,
+            call.show,
             self._table,
         )
         return bad

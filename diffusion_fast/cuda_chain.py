@@ -121,8 +121,7 @@ def to_host(
     for at, samples, mask in copied_out(fill, call, target.shape, size, device):
         target.narrow(1 if call.trajectory else 0, at, len(mask)).copy_(samples)
         bad[at : at + len(mask)] = mask
-        if call.bar is not None:
-            call.show(at + len(mask))
+        call.show(at + len(mask))
     return bad
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_fast import stopping
 from diffusion_fast.conditions import Conditions
 from diffusion_fast.module_call import output_like
 from diffusion_fast.noise import normal
@@ -117,7 +118,10 @@ class Call:
         )
 
     def show(self, done: int) -> None:
-        self.bar.update(done - self.bar.n)
+        """Called now and then: what it raises ends the call."""
+        stopping.check()
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
 
 
 @dataclass(frozen=True)
@@ -178,8 +182,7 @@ class ModuleChain:
             part = target[:, rows] if call.trajectory else target[rows]
             x = _chain(self.network, self.table, call.part(rows.start, rows.stop), part, self.step)
             bad.append(~torch.isfinite(x.flatten(1)).all(1))
-            if call.bar is not None:
-                call.show(rows.stop)
+            call.show(rows.stop)
         return torch.cat(bad)
 
 
@@ -196,6 +199,7 @@ def _chain(
     history = [torch.zeros_like(x) for _ in range(3)]
     initial = x
     for i, row in enumerate(table):
+        stopping.check()
         source: dict[str, Any] = {"seed": call.seed} if call.noise is None else {"noise": call.noise[i]}
         if fixed is not None and row.eval:
             x = fixed.at_level(x, row.signal, row.noise, call.seed, i, call.start)

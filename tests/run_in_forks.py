@@ -54,29 +54,25 @@ def sha256(path: Path) -> str:
 
 
 def kill(folder: Path) -> dict[str, Any]:
-    """A run that is killed at random moments and resumed; after each kill the manifest is true."""
-    sampler, rng = make_sampler(), random.Random(0)
+    """Runs that are killed at a random moment, each of which then goes on to its end."""
+    sampler, rng, found = make_sampler(), random.Random(0), []
     options: dict[str, Any] = {"chunk_size": CHUNK, "threads": 1}
+    n, path, manifest = 100 * CHUNK, folder / "x.npy", folder / "x.npy.manifest.json"
     began = time.perf_counter()
-    df.sample_to(folder / "whole.npy", sampler, N, **options)
+    df.sample_to(folder / "whole.npy", sampler, n, **options)
     seconds = time.perf_counter() - began
-    path, faults, lost, done, kills = folder / "x.npy", [], [], 0, 0
-    while kills < KILLS:
-        if path.exists():  # complete: once more
-            path.unlink()
-            done = 0
-        pid = fork(lambda: df.sample_to(path, sampler, N, resume=True, **options))
-        time.sleep(rng.uniform(0, 2 * seconds / KILLS))
+    while len(found) < KILLS:
+        pid = fork(lambda: df.sample_to(path, sampler, n, **options))
+        time.sleep(rng.uniform(0, seconds))
         os.kill(pid, signal.SIGKILL)
-        kills += exit_codes([pid]) == [-signal.SIGKILL]
-        if (folder / "x.npy.manifest.json").exists():
-            found = df.verify(path)
-            faults += found.faults if not path.exists() else ()
-            lost.append(found.done < done)
-            done = found.done
-    df.sample_to(path, sampler, N, resume=True, **options)
-    same = sha256(path) == sha256(folder / "whole.npy")
-    return {"kills": kills, "faults": faults, "lost": any(lost), "same": same, "files": names(folder)}
+        if exit_codes([pid]) == [-signal.SIGKILL] and not path.exists():
+            left = df.verify(path) if manifest.exists() else None  # what it claims is there
+            drawn = df.sample_to(path, sampler, n, resume=True, **options).drawn
+            done, faults = (0, ()) if left is None else (left.done, left.faults)
+            found.append({"done": done, "faults": faults, "drawn": drawn, "sha256": sha256(path)})
+        path.unlink()
+        manifest.unlink()
+    return {"kills": found, "whole": sha256(folder / "whole.npy"), "files": names(folder)}
 
 
 def names(folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 import diffusion_fast as df
 from benchmarks import long_runs
 from diffusion_fast.long_runs import keeper as keepers
+from diffusion_fast.long_runs import run
 from diffusion_fast.long_runs.distributed import Alone
 from diffusion_fast.long_runs.keeper import Keeper
 from diffusion_fast.long_runs.manifest import Manifest
@@ -37,21 +38,39 @@ def seconds_of(sampler: df.Sampler, n: int, threads: int) -> float:
     return n * weights * sampler.table.nfe / FMA_PER_SECOND / threads
 
 
-@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize(
+    ("threads", "ranks", "devices"), [(1, 1, 1), (2, 1, 1), (8, 1, 1), (1, 64, 1), (2, 8, 8)]
+)
 @pytest.mark.parametrize(
     ("hidden", "steps"), [((64, 64), 20), ((128, 128), 200), ((512, 512), 1000), ((4,), 1)]
 )
 @pytest.mark.parametrize("n", [20_000, 1_000_000, 100_000_000])
-def test_chunks_in_flight_are_few(hidden: tuple[int, ...], steps: int, n: int, threads: int) -> None:
+def test_chunks_in_flight_are_few(
+    hidden: tuple[int, ...], steps: int, n: int, threads: int, ranks: int, devices: int
+) -> None:
     """And none is shorter than what pays for a call, nor larger than its memory."""
-    made = sampler(hidden, steps)
-    size = _chunk_size(None, n, made, threads)
+    made, drawing = sampler(hidden, steps), ranks * devices
+    size = _chunk_size(None, n, made, threads, drawing)
     assert 1 <= size * 8 <= 1 << 22
-    if seconds_of(made, n, threads) > 2 and n >= 20_000 * threads:
-        assert IN_FLIGHT * size < 0.02 * n
+    if seconds_of(made, n, threads * drawing) > 2 and n >= 20_000 * threads * drawing:
+        assert ranks * (devices + 1) * size < 0.02 * n
     if n > 192 * threads:
         assert size >= 192 * threads or seconds_of(made, size, threads) >= 5e-3
     assert size % 192 == 0
+
+
+@pytest.mark.parametrize("name", ["x.npy", "rows/"])
+def test_ranks_have_smaller_chunks_and_the_same_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    begun: list[Manifest] = []
+    monkeypatch.setattr(run, "_run", lambda samplers, new, *more, **options: begun.append(new))
+    for world in (1, 4, 64):
+        monkeypatch.setattr(run, "launched", lambda world=world: (0, world))
+        df.sample_to(f"{tmp_path}/{name}", sampler((64, 64), 20), 100_000_000, threads=1)
+        assert world * IN_FLIGHT / begun[-1].n_chunks < 0.02
+    shards = {made.rows_per_file for made in begun}
+    assert name == "x.npy" or len(shards) == 1
 
 
 def test_chunks_of_a_module_that_torch_runs_are_batches() -> None:
@@ -67,11 +86,11 @@ def test_chunks_of_a_module_that_torch_runs_are_batches() -> None:
 
     schedule = df.NoiseSchedule.cosine(1000)
     made = df.Sampler(Convolution().eval(), schedule, shape=(3, 64, 64), backend="torch")
-    assert _chunk_size(None, 10_000, made, 2) == 64
+    assert _chunk_size(None, 10_000, made, 2, 1) == 64
     made = df.Sampler(
         Convolution().eval(), schedule, shape=(3, 64, 64), backend="torch", steps=2, solver="ddim"
     )
-    assert _chunk_size(None, 10_000, made, 2) == 85  # that fit into four megabytes
+    assert _chunk_size(None, 10_000, made, 2, 1) == 85  # that fit into four megabytes
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "huge range": (lambda m: m["run"].update({"index range": [0, 1 << 49]}), "index range"),
     "many chunks": (lambda m: m["run"].update({"index range": [0, 1 << 40]}), "do not go together"),
     "shape": (lambda m: m["run"].update(shape=[0]), "shape"),
+    "shape beyond 64 bits": (lambda m: m["run"].update(shape=[1 << 32, 1 << 32]), "take more than"),
     "shape text": (lambda m: m["run"].update(shape="3"), "shape"),
     "dtype": (lambda m: m["run"].update(dtype="|O"), "dtype"),
     "chunk size": (lambda m: m.update(chunk_size=0), "chunk_size"),

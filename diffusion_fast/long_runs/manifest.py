@@ -10,16 +10,18 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from diffusion_fast import _schema
 from diffusion_fast._checks import MAX_SAMPLES
-from diffusion_fast._files import naming_file, replacing
+from diffusion_fast._files import naming_file, replacing, sync_folder
 
 FORMAT_VERSION = 1
 FORMS = ("npy", "folder", "npz", "csv", "parquet")
 MAX_BYTES = 1 << 27  # of a manifest
+MAX_DATA_BYTES = 1 << 60  # below what a 64-bit size wraps at, and above any disk
 MAX_CHUNKS = 1 << 18  # their checksums take a hundred megabytes
 _DIGEST = re.compile("[0-9a-f]{64}")
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
@@ -40,6 +42,7 @@ SCHEMA: dict[str, Any] = {
         "complete": {"type": "boolean"},
         "file_sha256": {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$"},
         "made_by": {"type": "object"},
+        "job": _TEXT_OR_NULL,
         "done": {"type": "object", "maxProperties": MAX_CHUNKS},
         "run": {
             "type": "object",
@@ -51,12 +54,16 @@ SCHEMA: dict[str, Any] = {
                 "shape": {"type": "array", "items": _SIZE, "minItems": 1, "maxItems": 16},
                 "dtype": {"const": "<f4"},
                 "solver": _TEXT,
+                "time input": _TEXT,
                 "model": _TEXT,
                 "standardiser": _TEXT_OR_NULL,
+                "conditions": _TEXT,
+                "null context": _TEXT_OR_NULL,
                 "labels": _TEXT_OR_NULL,
                 "context": _TEXT_OR_NULL,
                 "precision": _TEXT,
                 "device": _TEXT,
+                "torch": _TEXT_OR_NULL,
                 "plan": _TEXT_OR_NULL,
             },
         },
@@ -70,7 +77,7 @@ class Manifest:
     """run: what the samples are a function of, by the names that errors use. form: of the output, of FORMS.
     chunk_size: samples. rows_per_file: of a folder's shards. done: SHA-256 of the float32 bytes of each chunk
     that is written. complete: all are, and lie on the disk. file_sha256: of an output that is no array.
-    made_by: how the command made its sampler."""
+    made_by: how the command made its sampler. job: that began it, where ranks did."""
 
     run: dict[str, Any]
     form: str
@@ -79,6 +86,7 @@ class Manifest:
     complete: bool = False
     file_sha256: str | None = None
     made_by: dict[str, Any] = field(default_factory=dict)
+    job: str | None = None
     done: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -110,6 +118,8 @@ class Manifest:
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
+        if sync:
+            sync_folder(path.parent)
 
 
 def path_of(target: Path) -> Path:
@@ -127,6 +137,8 @@ def load(path: Path) -> Manifest:
         made = Manifest(**values | {"done": {}})
         if made.n < 1 or made.n_chunks > MAX_CHUNKS or made.rows_per_file % made.chunk_size:
             raise ValueError("its sizes do not go together")
+        if made.n * 4 * prod(made.run["shape"]) > MAX_DATA_BYTES:
+            raise ValueError(f"its samples take more than {MAX_DATA_BYTES} bytes")
         for name, digest in values["done"].items():
             chunk = int(name) if _NUMBER.fullmatch(name) else made.n_chunks
             if chunk >= made.n_chunks or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):

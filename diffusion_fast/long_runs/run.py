@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from diffusion_fast import _checks
 from diffusion_fast._schema import json_object
-from diffusion_fast.long_runs.distributed import peers
+from diffusion_fast.long_runs.distributed import launched, peers
 from diffusion_fast.long_runs.formats import WRITERS, Columns, Labels, check_columns
 from diffusion_fast.long_runs.identity import cycle_of, identity
 from diffusion_fast.long_runs.keeper import Keeper
@@ -30,10 +30,12 @@ from diffusion_fast.long_runs.manifest import MAX_CHUNKS, Manifest
 from diffusion_fast.long_runs.target import Target
 from diffusion_fast.long_runs.writers import Writer
 from diffusion_fast.sampler import Sampler
+from diffusion_fast.stopping import Stopped, stopped_by
 from diffusion_fast.threads import resolve as resolve_threads
 
-# A kill loses the chunks in flight, one or two of each process. So a run has CHUNKS of them, unless they were
-# shorter than what pays for a call: CHUNK_WORK multiply-adds, which take some milliseconds, or CHUNK_ROWS.
+# A kill loses the chunks in flight: of each process one of each sampler, and up to two that are not written.
+# So a run has CHUNKS for each sampler of all its processes, unless they were shorter than what pays for a
+# call: CHUNK_WORK multiply-adds, which take some milliseconds, or CHUNK_ROWS.
 CHUNKS = 1024
 CHUNK_WORK = 1 << 28
 TILES = 192  # rows that are whole tiles of every instruction set, four or more
@@ -41,6 +43,7 @@ CHUNK_ROWS = 21 * TILES
 CHUNK_BYTES = 1 << 22  # at most
 BATCH = 64  # rows with which torch is busy when it runs the module
 SHARD_BYTES = 1 << 28
+DRAW_SHARDS = 16  # samplers: shards are whole chunks, and must not end elsewhere with another number of ranks
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,17 @@ def sample_to(
     chunk_size: samples drawn at once, of a new run. made_by: JSON values to keep in the manifest.
 
     resume: goes on with a run that was stopped, or begins one; what is done is held against its checksums
-    first. overwrite: replaces an output, or begins again. Under torchrun, or where RANK, WORLD_SIZE and
-    MASTER_ADDR are set otherwise, all ranks make the same call, which returns when the output is complete;
-    rank 0 keeps the manifest and shows the progress. If a rank fails, or is gone for half a minute, all end.
+    first, and the sampler against that of the run (long_runs.identity has what is seen of one). overwrite:
+    replaces an output, or begins again. Under torchrun, or where RANK, WORLD_SIZE and MASTER_ADDR are set
+    otherwise, all ranks make the same call, which returns when the output is complete; rank 0 keeps the
+    manifest and shows the progress. If a rank fails, or is gone for half a minute, all end; where torchrun
+    starts them again, the run that they have begun goes on, without resume as well.
     Without ranks, calls with ranges of their own, start and n, to files of their own share a run among
     processes that do not know of each other.
 
     A kill loses the samples of the last moment: less than 2 % of a run of more than two seconds, and of
-    20,000 samples for each thread; with a table one or two of its blocks, of 8,208 to 65,520 samples.
+    20,000 samples for each thread of all ranks; with a table one or two of its blocks, of 8,208 to 65,520
+    samples.
 
     Raises ValueError or TypeError naming the argument before anything is written, resume with what differs
     from the run that was begun; OSError where the disk or another rank fails. Whatever it raises, resume=True
@@ -116,7 +122,10 @@ def sample_to(
     columns = check_columns(columns, first.shape, target.form, first.n_classes)
     columns.check(target.given, target.form, cycle is not None)
     how = {"seed": seed, "context": context, "threads": resolve_threads(threads)}
-    size = _chunk_size(chunk_size, n, first, how["threads"])
+    drawing = launched()[1] * len(samplers)
+    if target.form == "folder":
+        drawing = DRAW_SHARDS
+    size = _chunk_size(chunk_size, n, first, how["threads"], drawing)
     shard = -(-SHARD_BYTES // (size * 4 * prod(first.shape))) * size
     new = Manifest(runs[0], target.form, size, shard, made_by=json_object("made_by", made_by))
 
@@ -135,11 +144,12 @@ def _samplers(given: Any) -> Sequence[Sampler]:
     return found
 
 
-def _chunk_size(given: Any, n: int, sampler: Sampler, threads: int) -> int:
+def _chunk_size(given: Any, n: int, sampler: Sampler, threads: int, drawing: int) -> int:
+    """drawing: samplers that draw at once, in all ranks together."""
     least = -(-n // MAX_CHUNKS)
     if given is not None:
         return min(n, _checks.integer("chunk_size", given, least))
-    rows = max(_rows_of_a_call(sampler, threads), -(-n // CHUNKS))
+    rows = max(_rows_of_a_call(sampler, threads), -(-n // (CHUNKS * drawing)))
     # With a table the samples of a block share the reading of it.
     unit = TILES if sampler.tier.table is None else sampler.tier.table.block
     if rows > unit:
@@ -180,7 +190,11 @@ def _run(
         stack.enter_context(ranks)
         made = new
         if ranks.rank == 0:
-            made = _begin(new, target, stack, resume=resume, overwrite=overwrite)
+            stack.callback(target.lock())  # before the first look
+            new.job = ranks.job
+            if ranks.started_again and target.begun_by(new.job):
+                resume, overwrite = True, False  # with the arguments of the first time
+            made = _begin(new, target, resume=resume, overwrite=overwrite)
         state = ranks.agree(vars(made) | {"done": sorted(made.done)})
         if ranks.rank != 0:
             made = Manifest(**state | {"done": dict.fromkeys(state["done"], "")})
@@ -207,18 +221,15 @@ def _run(
     return made.n - before
 
 
-def _begin(new: Manifest, target: Target, stack: ExitStack, *, resume: bool, overwrite: bool) -> Manifest:
-    """Rank 0's: the run as it was left, or a new one, and the lock on its rows."""
+def _begin(new: Manifest, target: Target, *, resume: bool, overwrite: bool) -> Manifest:
+    """Rank 0's: the run as it was left, or a new one."""
     if not resume and not overwrite:
         target.refuse_existing()
     target.check_replaceable()
-    if target.partial.exists():
-        stack.callback(target.lock())
     old = target.begun(new) if resume else None
     if old is not None:
         return old
     target.begin(new)
-    stack.callback(target.lock())
     return new
 
 
@@ -236,12 +247,15 @@ def _draw(
 
     def draw(sampler: Sampler) -> None:
         try:
-            while not stop.is_set() and (chunk := next(claims, None)) is not None:
-                at, count = start + chunk * made.chunk_size, made.size_of(chunk)
-                buffer = writer.buffer()
-                labels = None if cycle is None else cycle.part(at, count)
-                sampler.sample(count, start=at, labels=labels, out=buffer[:count], **how)
-                writer.put(chunk, buffer, count)
+            with stopped_by(stop):
+                while not stop.is_set() and (chunk := next(claims, None)) is not None:
+                    at, count = start + chunk * made.chunk_size, made.size_of(chunk)
+                    buffer = writer.buffer()
+                    labels = None if cycle is None else cycle.part(at, count)
+                    sampler.sample(count, start=at, labels=labels, out=buffer[:count], **how)
+                    writer.put(chunk, buffer, count)
+        except Stopped:
+            pass  # by a thread that raises
         except BaseException:
             stop.set()
             raise
@@ -249,7 +263,10 @@ def _draw(
     if len(samplers) == 1:
         return draw(samplers[0])
     with ThreadPoolExecutor(len(samplers) - 1, "diffusion_fast device") as pool:
-        others = [pool.submit(draw, sampler) for sampler in samplers[1:]]
-        draw(samplers[0])
-    for other in others:
-        other.result()
+        try:
+            others = [pool.submit(draw, sampler) for sampler in samplers[1:]]
+            draw(samplers[0])
+            for other in others:
+                other.result()
+        finally:
+            stop.set()

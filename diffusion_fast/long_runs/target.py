@@ -9,10 +9,11 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from diffusion_fast._files import check_folder_of, check_target, refusal
+from diffusion_fast._files import check_folder_of, check_target, naming_file, refusal, sync_folder
 from diffusion_fast.long_runs import manifest as manifests
 from diffusion_fast.long_runs.formats import WRITERS
 from diffusion_fast.long_runs.manifest import Manifest
@@ -70,30 +71,44 @@ class Target:
         return any(self.path.iterdir()) if self.path.is_dir() else self.path.exists()
 
     def lock(self) -> Callable[[], None]:
-        """Keeps other processes from writing the rows, as long as this one lives. Returns the release."""
-        descriptor = os.open(self.partial, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        """Keeps other processes from the output and what lies beside it, as long as this one lives. Returns
+        the release."""
+        path = self.path.with_name(f".{self.path.name}.lock")
+        while True:
+            with naming_file(path):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(descriptor)
+                why = "which another process is writing"
+                raise refusal("path", self.given, why, "another name") from error
+            except OSError:
+                pass  # a file system without locks
+            if _names(path, descriptor):
+                break
+            os.close(descriptor)  # its holder has released it since: a file that nobody else finds
+
+        def release() -> None:
+            with suppress(OSError):  # of a folder that has vanished, or become read-only
+                if _names(path, descriptor):
+                    path.unlink()  # before another can have it
             os.close(descriptor)
-            raise refusal("path", self.given, "which another process is writing", "another name") from error
-        except OSError:
-            pass  # a file system without locks
-        return lambda: os.close(descriptor)
+
+        return release
 
     # ---- the beginning
 
     def begin(self, new: Manifest) -> None:
-        """New rows and a new manifest. The release of the lock comes with `lock`."""
+        """New rows and a new manifest."""
         needed = new.n * self.rows(new).row_bytes
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
             why = f"which takes {needed:,} bytes where {free:,} are free"
             raise refusal("path", self.given, why, "a folder with more space, or fewer samples")
-        self.manifest.unlink(missing_ok=True)
         self.remove_partial()
+        new.save(self.manifest)  # before its rows: those without one are refused
         self.rows(new).create()
-        new.save(self.manifest)
 
     def refuse_existing(self) -> None:
         if self.is_there:
@@ -102,13 +117,21 @@ class Target:
             accepted = "resume=True to go on with it, or overwrite=True to begin again"
             raise refusal("path", self.given, "of which there is an unfinished run", accepted)
 
+    def begun_by(self, job: str | None) -> bool:
+        """Whether a job of ranks has begun the run of the manifest."""
+        with suppress(OSError, ValueError):  # none, or one that only overwrite=True replaces
+            return manifests.load(self.manifest).job == job
+        return False
+
     def begun(self, new: Manifest) -> Manifest | None:
         """The same run as it was left, with the chunks that its rows prove; None where there is nothing."""
         if not self.manifest.exists():
+            accepted = f"a new name, {self.manifest.name} put back, or overwrite=True to begin again"
             if self.is_there:
-                raise refusal(
-                    "path", self.given, "which exists without a manifest", "a new name, or overwrite=True"
-                )
+                raise refusal("path", self.given, "which exists without a manifest", accepted)
+            if self.partial.exists():
+                why = f"of which there is {self.partial.name} without a manifest"
+                raise refusal("path", self.given, why, accepted)
             return None
         old = manifests.load(self.manifest)
         self.check_same(old, new)
@@ -122,10 +145,11 @@ class Target:
             return None
         rows = self.rows(old)
         fault = rows.fault()
+        if fault is not None and not old.done:
+            return None  # stopped while they were created
         if fault is not None:
-            raise refusal(
-                "path", self.given, f"whose rows are damaged: {fault}", "overwrite=True to begin again"
-            )
+            why = f"whose rows are damaged: {fault}"
+            raise refusal("path", self.given, why, "overwrite=True to begin again")
         first = old.chunk_size
         proven = {c: d for c, d in old.done.items() if digest(rows.read(c * first, old.size_of(c))) == d}
         if len(proven) < len(old.done):
@@ -165,6 +189,8 @@ class Target:
     def complete(self, made: Manifest) -> None:
         """All rows are written, and a file with columns is made of them: the output gets its name."""
         self.rows(made).sync()
+        if self.form == "folder":
+            sync_folder(self.partial)
         made.complete = True
         made.save(self.manifest, sync=True)
         self.publish()
@@ -183,6 +209,7 @@ class Target:
             self.partial.replace(self.path)
         else:
             self.partial.unlink()
+        sync_folder(self.path.parent)
 
     def remove_partial(self) -> None:
         if self.form == "folder":
@@ -204,6 +231,14 @@ class Target:
             for path in filter(_is_shard, folder.iterdir()):
                 path.unlink()
             folder.rmdir()
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Whether a path leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _is_shard(path: Path) -> bool:
