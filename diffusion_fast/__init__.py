@@ -125,8 +125,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _load(name: str) -> ModuleType:
-    """The submodule. Modules leave no garbage behind, and one pass of the collector over torch's 170,000 objects
-    takes a third of the time of loading this package: it is put off until they are there."""
+    """The submodule. Modules leave no garbage behind, and one pass of the collector over the 170,000 objects
+    of torch takes a third of the time of loading this package: it is put off until they are there."""
     collecting = gc.isenabled()
     gc.disable()
     try:

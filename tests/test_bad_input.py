@@ -407,7 +407,7 @@ CASES = [
     Case("Plan ops", "kind", lambda b: b.patched(PLAN_OPS, "I", 8),
          V, "8", "linear", r"plan\.ops\[0\]\.kind"),
     Case("Plan ops", "function", lambda b: b.patched(PLAN_OPS + 4, "I", 99),
-         V, "99", "0 to 31", r"plan\.ops\[0\]\.function"),
+         V, "99", "0 to 32", r"plan\.ops\[0\]\.function"),
     Case("Plan ops", "reads a later value", lambda b: b.patched(PLAN_OPS + 8, "I", 2),
          V, "2", "earlier", r"plan\.ops\[0\]\.src"),
     Case("Plan ops", "offset beyond the blob", lambda b: b.patched(PLAN_OPS + 32, "q", 2**62),

@@ -250,7 +250,7 @@ CHAINS = {"mma_chain": (128, 2), "wide_chain": (256, 1)}
 def test_the_chains_on_tensor_cores(name: str, arch: str) -> None:
     """All that a thread works on is in registers, and there are enough of them."""
     threads, blocks = CHAINS[name]
-    for mangled, body in kernels(arch, f"{len(name)}{name}").items():  # wgmma_chain's name ends with mma_chain
+    for mangled, body in kernels(arch, f"{len(name)}{name}").items():  # not wgmma_chain
         assert not positions(body, r"\b(LDL|STL)\b"), mangled
         products = positions(body, r"\bHMMA\.16816\.F32")
         assert products, mangled

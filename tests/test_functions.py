@@ -91,7 +91,8 @@ def test_powers_of_a_base(base: float) -> None:
     x = np.concatenate(
         [np.float32(RNG.uniform(-1, 1, 100_000) * 160 / max(abs(np.log2(base)), 1e-7)), special]
     )
-    got, want = apply("exponential", base, x), exact("exponential", base, x).astype(np.float32)
+    with np.errstate(over="ignore"):
+        got, want = apply("exponential", base, x), exact("exponential", base, x).astype(np.float32)
     np.testing.assert_allclose(got, want, rtol=1.9e-7, atol=1.5e-45)
 
 

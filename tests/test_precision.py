@@ -182,10 +182,10 @@ def test_a_runs_chunks_are_blocks_of_the_table(monkeypatch: pytest.MonkeyPatch) 
     block = table.tier.table.block
     assert block % 144 == 0 and 8192 <= block <= 1 << 16
     for n in (100, 200_000, 10**8):
-        size = run._chunk_size(None, n, table, 2)
+        size = run._chunk_size(None, n, table, 2, 1)
         assert size == n or (size >= block and size % block == 0)
     monkeypatch.setitem(vars(table.tier.table), "block", 144 * 455)
-    assert run._chunk_size(None, 10**6, table, 1) == 144 * 455
+    assert run._chunk_size(None, 10**6, table, 1, 1) == 144 * 455
 
 
 def test_a_run_goes_on_in_its_own_tier_alone(tmp_path: Path) -> None:
