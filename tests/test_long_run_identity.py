@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from samplers import SCHEDULE, make_model
-from test_long_runs import N, sha256
+from test_long_runs import N, sha256, stopped_after
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import diffusion_fast as df
+from diffusion_fast.long_runs import manifest as manifests
 from diffusion_fast.long_runs.identity import identity
 
 
@@ -110,6 +113,25 @@ TORCH: dict[str, tuple[str, Callable[[], df.Sampler], Callable[[], df.Sampler], 
     "number": ("model", by_torch, lambda: by_torch(Net(0.2)), {}),
     "tuple": ("model", by_torch, lambda: by_torch(Net(mode=("tanh", 3))), {}),
     "none": ("model", by_torch, lambda: by_torch(Net(mode=None)), {}),
+    "function": ("model", lambda: by_torch(Net(mode=F.relu)), lambda: by_torch(Net(mode=F.silu)), {}),
+    "tensor": (
+        "model",
+        lambda: by_torch(Net(mode=torch.ones(2))),
+        lambda: by_torch(Net(mode=torch.tensor([1.0, 2.0]))),
+        {},
+    ),
+    "array": (
+        "model",
+        lambda: by_torch(Net(mode=np.ones(2))),
+        lambda: by_torch(Net(mode=np.array([1.0, 2.0]))),
+        {},
+    ),
+    "NumPy's number": (
+        "model",
+        lambda: by_torch(Net(mode=np.float32(1))),
+        lambda: by_torch(Net(mode=np.float32(2))),
+        {},
+    ),
     "submodule": ("model", by_torch, lambda: by_torch(Net(layer=nn.Tanh)), {}),
     "type": ("model", by_torch, lambda: by_torch(Other()), {}),
     "hook": ("model", by_torch, lambda: by_torch(hooked()), {}),
@@ -138,6 +160,32 @@ def test_another_module_that_torch_runs_is_refused_by_name(tmp_path: Path, case:
     with pytest.raises(ValueError, match=f"^resume: got another {name}, "):
         df.sample_to(path, another(), 10, resume=True, **options)
     assert df.sample_to(path, begun(), 10, resume=True, **options).drawn == 0  # made anew, with new addresses
+
+
+def test_a_module_whose_code_has_changed_draws_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole = tmp_path / "x.npy", tmp_path / "whole.npy"
+    df.sample_to(whole, by_torch(), 300, chunk_size=100)
+    with stopped_after(2):
+        df.sample_to(path, by_torch(), 300, chunk_size=100)
+    forward = Net.forward
+    monkeypatch.setattr(Net, "forward", lambda *given: 1.1 * forward(*given))
+    with pytest.raises(ValueError, match=r"^resume: .*whose chunk 0 this model draws otherwise; accepted: "):
+        df.sample_to(path, by_torch(), 300, resume=True)
+    monkeypatch.undo()
+    assert df.sample_to(path, by_torch(), 300, resume=True).drawn == 100
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_batches_of_a_module_that_torch_runs_do_not_depend_on_the_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samplers = [by_torch() for _ in range(3)]
+    df.sample_to(tmp_path / "one.npy", samplers[0], 20_000)
+    df.sample_to(tmp_path / "three.npy", samplers, 20_000)
+    first, second = (manifests.load(manifests.path_of(tmp_path / f"{k}.npy")) for k in ("one", "three"))
+    assert first.chunk_size == second.chunk_size
 
 
 def test_another_torch_is_refused_where_it_runs_the_module(

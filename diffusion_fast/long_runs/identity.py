@@ -35,8 +35,9 @@ def identity(
     """The entry "run" of a manifest. context: one row for all samples.
 
     A plan's hash holds all that the fused chain computes. Of a module that torch runs there are its type and
-    its submodules', their attributes that are numbers, strings and tuples of them, the names of their forward
-    hooks, and torch's version, another of which may round otherwise. All of it is the same in every process.
+    its submodules', their attributes that are numbers, strings, arrays, tensors, functions by their names and
+    tuples of these, the names of their forward hooks, and torch's version, another of which may round
+    otherwise. All of it is the same in every process.
     """
     table, scale = sampler.table, sampler.standardiser
     row = sampler.conditions.context(context, 1, sampler.device)
@@ -76,15 +77,21 @@ def _parts(sampler: Sampler) -> Iterator[tuple[str, np.ndarray]]:
         hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
         parts = [type(module), *(hook if hasattr(hook, "__qualname__") else type(hook) for hook in hooks)]
         told = [f"{part.__module__}.{part.__qualname__}" for part in parts]
-        # those that Weights.fingerprint watches, of the values that have no address
-        plain = {k: v for k, v in vars(module).items() if k[:1] != "_" and k != "training" and _is_plain(v)}
-        yield f"{name} {told} {sorted(plain.items())}", NOTHING
+        # those that Weights.fingerprint watches, of the values that are the same in every process
+        watched = {k: v for k, v in vars(module).items() if k[:1] != "_" and k != "training"}
+        yield f"{name} {told} {sorted((k, _told(v)) for k, v in watched.items())}", NOTHING
 
 
-def _is_plain(value: Any) -> bool:
+def _told(value: Any) -> str:
     if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, int | float | str)
+        return str([type(value).__name__, *map(_told, value)])
+    if isinstance(value, np.ndarray | Tensor):
+        array = value if isinstance(value, np.ndarray) else _bytes(value)
+        return _hash([(f"{value.dtype} {tuple(value.shape)}", array)]) if array.dtype != object else ""
+    if value is None or isinstance(value, int | float | str | np.generic):
+        return f"{type(value).__name__} {value!r}"
+    name = getattr(value, "__qualname__", None)
+    return type(value).__qualname__ if name is None else f"{value.__module__}.{name}"
 
 
 def _bytes(value: Tensor) -> np.ndarray:

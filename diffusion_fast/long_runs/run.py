@@ -18,9 +18,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from diffusion_fast import _checks
+from diffusion_fast._files import refusal
 from diffusion_fast._schema import json_object
 from diffusion_fast.long_runs.distributed import launched, peers
 from diffusion_fast.long_runs.formats import WRITERS, Columns, Labels, check_columns
@@ -43,7 +45,10 @@ CHUNK_ROWS = 21 * TILES
 CHUNK_BYTES = 1 << 22  # at most
 BATCH = 64  # rows with which torch is busy when it runs the module
 SHARD_BYTES = 1 << 28
-DRAW_SHARDS = 16  # samplers: shards are whole chunks, and must not end elsewhere with another number of ranks
+# Shards are whole chunks, and must not end elsewhere with another number of ranks; nor must the batches of a
+# module that torch runs, which may round differently. Then there are chunks for this many samplers.
+ANY_SAMPLERS = 16
+REDRAWN_RMS = 1e-3  # of the rows: more than a module's rounding, less than another module
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,8 @@ def sample_to(
     columns.check(target.given, target.form, cycle is not None)
     how = {"seed": seed, "context": context, "threads": resolve_threads(threads)}
     drawing = launched()[1] * len(samplers)
-    if target.form == "folder":
-        drawing = DRAW_SHARDS
+    if target.form == "folder" or first.plan is None:
+        drawing = ANY_SAMPLERS
     size = _chunk_size(chunk_size, n, first, how["threads"], drawing)
     shard = -(-SHARD_BYTES // (size * 4 * prod(first.shape))) * size
     new = Manifest(runs[0], target.form, size, shard, made_by=json_object("made_by", made_by))
@@ -195,6 +200,8 @@ def _run(
             if ranks.started_again and target.begun_by(new.job):
                 resume, overwrite = True, False  # with the arguments of the first time
             made = _begin(new, target, resume=resume, overwrite=overwrite)
+            if samplers[0].plan is None and made.done and not made.complete:
+                _check_redrawn(samplers[0], made, target, cycle, how)
         state = ranks.agree(vars(made) | {"done": sorted(made.done)})
         if ranks.rank != 0:
             made = Manifest(**state | {"done": dict.fromkeys(state["done"], "")})
@@ -233,6 +240,34 @@ def _begin(new: Manifest, target: Target, *, resume: bool, overwrite: bool) -> M
     return new
 
 
+def _check_redrawn(
+    sampler: Sampler, made: Manifest, target: Target, cycle: Labels | None, how: dict[str, Any]
+) -> None:
+    """The identity of a module that torch runs does not see all that its forward does: it must draw a chunk
+    that is there once more."""
+    chunk = min(made.done)
+    there = target.rows(made).read(chunk * made.chunk_size, made.size_of(chunk))
+    drawn = _draw_chunk(sampler, made, chunk, cycle, how).cpu().numpy()
+    rows, again = (np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0) for x in (there, drawn))
+    if np.square(again - rows).mean() > REDRAWN_RMS**2 * np.square(rows).mean():
+        raise refusal(
+            "resume", target.given, f"whose chunk {chunk} this model draws otherwise", "the model of the run"
+        )
+
+
+def _draw_chunk(
+    sampler: Sampler,
+    made: Manifest,
+    chunk: int,
+    cycle: Labels | None,
+    how: dict[str, Any],
+    out: np.ndarray | None = None,
+) -> Any:
+    at, count = made.run["index range"][0] + chunk * made.chunk_size, made.size_of(chunk)
+    labels = None if cycle is None else cycle.part(at, count)
+    return sampler.sample(count, start=at, labels=labels, out=None if out is None else out[:count], **how)
+
+
 def _draw(
     samplers: Sequence[Sampler],
     made: Manifest,
@@ -243,17 +278,14 @@ def _draw(
 ) -> None:
     """Draws the chunks that this process claims. This thread draws too: signals come to it."""
     stop = threading.Event()
-    start = made.run["index range"][0]
 
     def draw(sampler: Sampler) -> None:
         try:
             with stopped_by(stop):
                 while not stop.is_set() and (chunk := next(claims, None)) is not None:
-                    at, count = start + chunk * made.chunk_size, made.size_of(chunk)
                     buffer = writer.buffer()
-                    labels = None if cycle is None else cycle.part(at, count)
-                    sampler.sample(count, start=at, labels=labels, out=buffer[:count], **how)
-                    writer.put(chunk, buffer, count)
+                    _draw_chunk(sampler, made, chunk, cycle, how, buffer)
+                    writer.put(chunk, buffer, made.size_of(chunk))
         except Stopped:
             pass  # by a thread that raises
         except BaseException:
