@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +24,7 @@ import cli_bench
 import numpy as np
 import pytest
 import run_in_forks
+from tqdm.auto import tqdm
 
 import diffusion_fast as df
 from diffusion_fast.long_runs.writers import RowFiles
@@ -82,10 +85,13 @@ def start(command: list[str], folder: Path, **options: Any) -> subprocess.Popen[
         cwd=folder,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
         # A shell starts its background jobs with interrupts ignored, which would be inherited.
-        **{"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None} | options,
+        **{
+            "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+            "stderr": subprocess.PIPE,
+        }
+        | options,
     )
 
 
@@ -278,6 +284,65 @@ def test_a_bar_that_nobody_reads_leaves_a_run_that_goes_on(
     with os.fdopen(write, "wb") as closed:
         command = [*COMMAND, *arguments(checkpoint, "--progress")]
         assert subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, stderr=closed).returncode != 0
+    df.sample_to(tmp_path / "x.npy", df.load(checkpoint).sampler(), N, resume=True)
+    assert sha256(tmp_path / "x.npy") == whole
+
+
+def test_a_bar_whose_reader_goes_away_ends_the_run(
+    tmp_path: Path, checkpoint: Path, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After three chunks: it ends with an error, goes on later, and keeps no other bar waiting."""
+    read, end = os.pipe()
+    unread = io.TextIOWrapper(os.fdopen(end, "wb", buffering=0), write_through=True)
+    sampler, write, count = df.load(checkpoint).sampler(), RowFiles.write, itertools.count()
+    errors: list[BaseException] = []
+
+    def leaving(self: RowFiles, first: int, rows: np.ndarray) -> None:
+        write(self, first, rows)
+        if next(count) == 3:
+            os.close(read)
+            time.sleep(0.2)  # the bar is shown ten times a second
+
+    def run() -> None:
+        try:
+            df.sample_to(tmp_path / "x.npy", sampler, N, progress=True)
+        except BaseException as error:
+            errors.append(error)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", unread)
+        patch.setattr(RowFiles, "write", leaving)
+        running = threading.Thread(target=run, daemon=True)
+        running.start()
+        running.join(5)
+        assert not running.is_alive()
+    assert isinstance(errors[0], BrokenPipeError) and errors[0].filename == "the progress bar"
+    bar = threading.Thread(target=lambda: tqdm(file=io.StringIO()).close(), daemon=True)
+    bar.start()
+    bar.join(5)
+    assert not bar.is_alive()
+    assert 0 < df.sample_to(tmp_path / "x.npy", sampler, N, resume=True).drawn < N
+    assert sha256(tmp_path / "x.npy") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("bar", ["--progress", "--no-progress"])
+def test_a_signal_where_nobody_reads_has_its_exit_code(
+    tmp_path: Path, checkpoint: Path, whole: str, sent: signal.Signals, code: int, bar: str
+) -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "wb", buffering=0) as unread:
+        process = start([*COMMAND, *arguments(checkpoint, bar)], tmp_path, stderr=unread)
+    wait_for(ready(tmp_path), process)
+    process.send_signal(signal.SIGSTOP)  # until both have come
+    os.close(read)
+    process.send_signal(sent)
+    began = time.perf_counter()
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert time.perf_counter() - began < 2 * LIMIT  # tearing torch down takes longer
+    assert process.returncode == code
     df.sample_to(tmp_path / "x.npy", df.load(checkpoint).sampler(), N, resume=True)
     assert sha256(tmp_path / "x.npy") == whole
 

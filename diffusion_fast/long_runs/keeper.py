@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffusion_fast._files import replacing
+from diffusion_fast._files import naming_file, replacing
 from diffusion_fast.long_runs.distributed import POLL_SECONDS, Alone, Ranks
 from diffusion_fast.long_runs.formats import WRITERS, Columns, Labels, Table, rows_of_block
 from diffusion_fast.long_runs.manifest import Manifest
@@ -51,6 +52,8 @@ class Keeper:
                     self.made.save(self._target.manifest)
         if self._columns is not None:
             self._columns.exception()  # waits: the thread takes its unfinished file away
+        with suppress(OSError):  # of the bar's last line, which must not hide what ended the run
+            self._bar.close()
 
     def record(self, chunk: int, digest: str) -> None:
         """A chunk of this process is written."""
@@ -73,7 +76,7 @@ class Keeper:
         with self._changed:
             for chunk, digest in written:
                 self.made.done[chunk] = digest
-                self._bar.update(self.made.size_of(chunk))
+                self._show(self.made.size_of(chunk))
             self._changed.notify_all()
             self._unsaved += len(written)
             began = time.monotonic()
@@ -82,6 +85,17 @@ class Keeper:
                 now = time.monotonic()
                 self._save_after = now + (now - began) / SAVING_SHARE
                 self._unsaved = 0
+
+    def _show(self, samples: int) -> None:
+        try:
+            with naming_file(Path("the progress bar")):
+                self._bar.update(samples)
+        except OSError:
+            # tqdm's refresh keeps the lock of all bars, for which their ends, in the main thread, would wait.
+            self._bar.disable = True
+            with suppress(RuntimeError):  # of a tqdm that gives it back itself
+                self._bar.get_lock().release()
+            raise
 
     # ---- the file with columns
 
