@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from diffusion_fast.cli import options
-from diffusion_fast.cli.errors import Command, Terminated, naming, refuse_unused
+from diffusion_fast.cli.errors import Command, Terminated, naming, refuse_unused, tell
 
 # What a manifest says of the sampler's making; those of before an option was there have its default.
 FROM_MANIFEST = ("labels", *options.SAMPLER_OPTIONS, "expected_samples")
@@ -158,5 +158,5 @@ def _as_typed(out: str) -> Iterator[None]:
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} (--resume goes on)", error.filename) from error
     except (KeyboardInterrupt, Terminated) as stopped:
-        click.echo(f"{out} is not complete: --resume goes on", err=True)
+        tell(f"{out} is not complete: --resume goes on")
         raise click.Abort if isinstance(stopped, KeyboardInterrupt) else stopped from None
