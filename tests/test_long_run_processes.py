@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import mmap
 import os
 import re
 import resource
@@ -27,6 +28,7 @@ import run_in_forks
 from tqdm.auto import tqdm
 
 import diffusion_fast as df
+from diffusion_fast import _files
 from diffusion_fast.long_runs.writers import RowFiles
 from diffusion_fast.models import MLPDenoiser
 
@@ -115,8 +117,41 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     assert not any(kill["faults"] for kill in found["kills"])
     assert all(kill["drawn"] == (100 - kill["done"]) * run_in_forks.CHUNK for kill in found["kills"])
     assert any(0 < kill["done"] < 100 for kill in found["kills"])  # most are killed in their midst
-    left = set(found["files"]) - {"whole.npy", "whole.npy.manifest.json"}
-    assert all(name.startswith(".") for name in left)  # a manifest that was being written
+    assert found["files"] == ["whole.npy", "whole.npy.manifest.json"]
+
+
+def test_kills_while_columns_are_written_leave_one_unfinished_file(tmp_path: Path) -> None:
+    """However many they are; and none once the run is complete."""
+    found = in_forks("columns", tmp_path)
+    whole, hidden = {"whole.csv", "whole.csv.manifest.json"}, {".x.csv.columns.csv", ".x.csv.lock"}
+    saving = {".0123456789ab.x.csv.manifest.json"}
+    for left in found["left"]:
+        assert set(left) - whole == hidden | saving | {"x.csv.partial", "x.csv.manifest.json"}
+    assert found["same"]
+    assert set(found["files"]) - whole == {"x.csv", "x.csv.manifest.json"}
+
+
+def test_an_interrupt_does_not_wait_until_columns_are_on_the_disk(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are synced in parts, here of 16 kB, each of which takes this disk a tenth of a second."""
+    sampler, began = df.load(checkpoint).sampler(), []
+
+    class Slow(mmap.mmap):
+        def flush(self, *given: int) -> None:
+            time.sleep(0.1)
+            if not began:
+                began.append(time.perf_counter())
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    monkeypatch.setattr(_files, "SYNC_BYTES", 1 << 14)
+    monkeypatch.setattr(_files.mmap, "mmap", Slow)
+    with pytest.raises(KeyboardInterrupt):
+        df.sample_to(tmp_path / "x.csv", sampler, 20_000)  # of 0.4 MB: more than two seconds
+    assert time.perf_counter() - began[0] < LIMIT
+    assert {p.name for p in tmp_path.iterdir()} == {"x.csv.partial", "x.csv.manifest.json"}
+    monkeypatch.undo()
+    assert df.sample_to(tmp_path / "x.csv", sampler, 20_000, resume=True).drawn == 0
 
 
 def test_one_to_four_ranks_and_another_number_after_a_kill(tmp_path: Path) -> None:

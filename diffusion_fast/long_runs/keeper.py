@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_fast._files import naming_file, replacing
+from diffusion_fast._files import naming_file, remove_left, sync_file
 from diffusion_fast.long_runs.distributed import POLL_SECONDS, Alone, Ranks
 from diffusion_fast.long_runs.formats import WRITERS, Columns, Labels, Table, rows_of_block
 from diffusion_fast.long_runs.manifest import Manifest
@@ -41,6 +41,8 @@ class Keeper:
         self._columns: Future[str] | None = None
 
     def __enter__(self) -> Keeper:
+        for path in (self._target.path, self._target.manifest):
+            remove_left(path)  # of runs that were killed: nobody else writes here as long as this one does
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -110,11 +112,19 @@ class Keeper:
         pool.shutdown(wait=False)
 
     def _write_columns(self, table: Table) -> str:
-        with replacing(self._target.path) as temporary:
-            WRITERS[self._target.form](temporary, table)
-            with open(temporary, "rb") as file:  # its rows are unlinked next
-                os.fsync(file.fileno())
-            return file_digest(temporary, self._go_on)
+        path = self._target.path
+        unfinished = path.with_name(
+            f".{path.name}.columns{path.suffix}"
+        )  # of a killed run one is left at most
+        unfinished.unlink(missing_ok=True)
+        try:
+            WRITERS[self._target.form](unfinished, table)
+            sync_file(unfinished, self._go_on)  # its rows are unlinked next
+            found = file_digest(unfinished, self._go_on)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        return found
 
     def _blocks(self) -> Iterator[np.ndarray]:
         """Of a size that does not depend on the chunks: a block is a row group of a .parquet file."""
