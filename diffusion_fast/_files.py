@@ -26,11 +26,13 @@ def check_target(
     replace: bool,
     name: str = "path",
     to_replace: str = "overwrite=True",
+    longest: Callable[[Path], Path] = lambda target: target,
 ) -> Path:
     """The file to write, once it is sure that it can be written; a ValueError of the argument `name` else.
 
     suffixes: of the kinds that the caller writes; none where it writes one kind under any name. to_replace:
-    how the caller is told to replace a file that exists.
+    how the caller is told to replace a file that exists. longest: the file with the longest name of those that
+    the caller puts beside the target.
     """
     accepted = f"a file name ending in {', '.join(suffixes)}" if suffixes else "a file name"
     if "\0" in os.fspath(path):
@@ -50,7 +52,7 @@ def check_target(
             raise refusal(name, path, "which is no regular file", accepted)
         if target.exists() and not replace:
             raise refusal(name, path, "which exists", f"a new name, or {to_replace} to replace it")
-        check_folder_of(target, path, name)
+        check_folder_of(longest(target), path, name)
     except OSError as error:
         why = f"which cannot be written ({error.strerror})"
         raise refusal(name, path, why, "a file name in a folder that can be written") from error
