@@ -395,6 +395,16 @@ def test_a_reader_that_goes_away_loses_no_sample(tmp_path: Path, checkpoint: Pat
     assert sha256(tmp_path / "x.npy") == whole
 
 
+def test_rank_0_reports_however_it_is_written(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "00")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert (
+        cli_bench.json_of(tmp_path, "sample", checkpoint, "--num-samples", 4, "--out", "x.npy")["drawn"] == 4
+    )
+
+
 # ---- torchrun itself
 
 

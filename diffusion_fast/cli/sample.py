@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +88,7 @@ def sample(
     names = stored.columns(trained)
     sampler = stored.make_sampler(trained, **how)
     from diffusion_fast import Columns, sample_to
+    from diffusion_fast.long_runs.distributed import launched
 
     with _as_typed(out):
         result = sample_to(
@@ -105,7 +105,7 @@ def sample(
             progress=stored.shown(progress),
             made_by={"labels": labels} | how,
         )
-    if os.environ.get("RANK", "0") != "0":
+    if launched()[0] != 0:
         return  # rank 0 reports for all
 
     rate = result.drawn / result.seconds
