@@ -31,8 +31,8 @@ def check_target(
     """The file to write, once it is sure that it can be written; a ValueError of the argument `name` else.
 
     suffixes: of the kinds that the caller writes; none where it writes one kind under any name. to_replace:
-    how the caller is told to replace a file that exists. longest: the file with the longest name of those that
-    the caller puts beside the target.
+    how the caller is told to replace a file that exists. longest: the longest name of what the caller puts
+    beside the target.
     """
     accepted = f"a file name ending in {', '.join(suffixes)}" if suffixes else "a file name"
     if "\0" in os.fspath(path):

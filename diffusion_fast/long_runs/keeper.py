@@ -41,8 +41,7 @@ class Keeper:
         self._columns: Future[str] | None = None
 
     def __enter__(self) -> Keeper:
-        for path in (self._target.path, self._target.manifest):
-            remove_left(path)  # of runs that were killed: nobody else writes here as long as this one does
+        remove_left(self._target.manifest)  # of runs that were killed: nobody else saves it now
         return self
 
     def __exit__(self, *exception: object) -> None:
