@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import mmap
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+SYNC_BYTES = 1 << 26
 
 
 def refusal(name: str, path: str | os.PathLike[str], why: str, accepted: str) -> ValueError:
@@ -22,11 +26,13 @@ def check_target(
     replace: bool,
     name: str = "path",
     to_replace: str = "overwrite=True",
+    longest: Callable[[Path], Path] = lambda target: target,
 ) -> Path:
     """The file to write, once it is sure that it can be written; a ValueError of the argument `name` else.
 
     suffixes: of the kinds that the caller writes; none where it writes one kind under any name. to_replace:
-    how the caller is told to replace a file that exists.
+    how the caller is told to replace a file that exists. longest: the longest name of what the caller puts
+    beside the target.
     """
     accepted = f"a file name ending in {', '.join(suffixes)}" if suffixes else "a file name"
     if "\0" in os.fspath(path):
@@ -46,7 +52,7 @@ def check_target(
             raise refusal(name, path, "which is no regular file", accepted)
         if target.exists() and not replace:
             raise refusal(name, path, "which exists", f"a new name, or {to_replace} to replace it")
-        check_folder_of(target, path, name)
+        check_folder_of(longest(target), path, name)
     except OSError as error:
         why = f"which cannot be written ({error.strerror})"
         raise refusal(name, path, why, "a file name in a folder that can be written") from error
@@ -76,6 +82,31 @@ def temporary(target: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def remove_left(target: Path) -> None:
+    """Unlinks what programs that were killed left of `temporary`; where that may not be, it stays."""
+    ours = re.compile(rf"\.[0-9a-f]{{12}}\.{re.escape(target.name)}")
+    with suppress(OSError):
+        for path in target.parent.iterdir():
+            if ours.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def sync_file(path: Path, go_on: Callable[[], None] = lambda: None) -> None:
+    """Until the disk has it all; part by part, between which a signal is answered and go_on, which may raise,
+    is called."""
+    with naming_file(path), path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        for at in range(0, size, SYNC_BYTES):
+            try:
+                part = mmap.mmap(file.fileno(), min(SYNC_BYTES, size - at), offset=at)
+            except OSError:
+                break  # a file system without maps: all at once
+            with part:
+                part.flush()  # no page of it is touched, so none counts as memory
+            go_on()
+        os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Runs of sample_to in forks of one process, so that a hundred of them cost one import: killed, as ranks,
 as ranks that fail, and interrupted.
 
-python run_in_forks.py kill|ranks|faults|interrupts FOLDER prints one line of JSON.
+python run_in_forks.py kill|columns|ranks|faults|interrupts FOLDER prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import diffusion_fast as df
-from diffusion_fast.long_runs import distributed
+from diffusion_fast.long_runs import distributed, keeper
 
 N, CHUNK, KILLS = 30_000, 60, 20
 
@@ -73,6 +73,29 @@ def kill(folder: Path) -> dict[str, Any]:
         path.unlink()
         manifest.unlink()
     return {"kills": found, "whole": sha256(folder / "whole.npy"), "files": names(folder)}
+
+
+def columns(folder: Path) -> dict[str, Any]:
+    """Runs of one .csv file, each killed when it is written: what each leaves, and the run that goes on."""
+    sampler, path, unfinished, left = make_sampler(), folder / "x.csv", folder / ".x.csv.columns.csv", []
+    n = 10 * CHUNK
+    df.sample_to(folder / "whole.csv", sampler, n)
+
+    def run() -> None:
+        keeper.sync_file = lambda *given: time.sleep(60)
+        df.sample_to(path, sampler, n, chunk_size=CHUNK, resume=True)
+
+    for _ in range(3):
+        unfinished.unlink(missing_ok=True)  # by which the next is known to have begun it
+        pid = fork(run)
+        while not unfinished.exists():
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        exit_codes([pid])
+        (folder / ".0123456789ab.x.csv.manifest.json").touch()  # as where a save is killed
+        left.append(names(folder))
+    df.sample_to(path, sampler, n, resume=True)
+    return {"left": left, "same": sha256(path) == sha256(folder / "whole.csv"), "files": names(folder)}
 
 
 def names(folder: Path) -> list[str]:
@@ -214,5 +237,7 @@ def interrupts(folder: Path) -> dict[str, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what = {"kill": kill, "ranks": ranks, "faults": faults, "interrupts": interrupts}[sys.argv[1]]
+    what = {"kill": kill, "columns": columns, "ranks": ranks, "faults": faults, "interrupts": interrupts}[
+        sys.argv[1]
+    ]
     print(json.dumps(what(Path(sys.argv[2]))))

@@ -137,6 +137,49 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     assert result.stderr == ""
 
 
+# A command that ends as commands do, after what a test has put in.
+ENDING = """
+import os, signal, time
+import click
+from diffusion_fast.cli.errors import Command, Program
+
+@click.group(cls=Program)
+def main(): pass
+
+@main.command(cls=Command)
+def end():
+    THIS
+    time.sleep(30)
+
+main(["end"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full, and signals and pipes of its kind")
+@pytest.mark.parametrize(
+    ("this", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGINT)", 130),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143),
+        ("raise MemoryError", 1),
+        ("raise ValueError('n: got 0; accepted: 1')", 2),
+    ],
+    ids=["SIGINT", "SIGTERM", "an error", "a refusal"],
+)
+@pytest.mark.parametrize("full", [False, True], ids=["no reader", "a full disk"])
+def test_an_error_that_cannot_be_told_has_its_exit_code(this: str, code: int, full: bool) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed, open("/dev/full", "wb") as on_full_disk:
+        result = subprocess.run(
+            [sys.executable, "-c", ENDING.replace("THIS", this)],
+            env=ENVIRONMENT,
+            stderr=on_full_disk if full else closed,
+            timeout=20,
+        )
+    assert result.returncode == code
+
+
 def test_completion_of_commands_and_names() -> None:
     def complete(*words: str) -> list[str]:
         asked = {

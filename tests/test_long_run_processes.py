@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
+import mmap
 import os
 import re
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,8 +25,10 @@ import cli_bench
 import numpy as np
 import pytest
 import run_in_forks
+from tqdm.auto import tqdm
 
 import diffusion_fast as df
+from diffusion_fast import _files
 from diffusion_fast.long_runs.writers import RowFiles
 from diffusion_fast.models import MLPDenoiser
 
@@ -82,10 +87,13 @@ def start(command: list[str], folder: Path, **options: Any) -> subprocess.Popen[
         cwd=folder,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
         # A shell starts its background jobs with interrupts ignored, which would be inherited.
-        **{"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None} | options,
+        **{
+            "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+            "stderr": subprocess.PIPE,
+        }
+        | options,
     )
 
 
@@ -109,8 +117,41 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     assert not any(kill["faults"] for kill in found["kills"])
     assert all(kill["drawn"] == (100 - kill["done"]) * run_in_forks.CHUNK for kill in found["kills"])
     assert any(0 < kill["done"] < 100 for kill in found["kills"])  # most are killed in their midst
-    left = set(found["files"]) - {"whole.npy", "whole.npy.manifest.json"}
-    assert all(name.startswith(".") for name in left)  # a manifest that was being written
+    assert found["files"] == ["whole.npy", "whole.npy.manifest.json"]
+
+
+def test_kills_while_columns_are_written_leave_one_unfinished_file(tmp_path: Path) -> None:
+    """However many they are; and none once the run is complete."""
+    found = in_forks("columns", tmp_path)
+    whole, hidden = {"whole.csv", "whole.csv.manifest.json"}, {".x.csv.columns.csv", ".x.csv.lock"}
+    saving = {".0123456789ab.x.csv.manifest.json"}
+    for left in found["left"]:
+        assert set(left) - whole == hidden | saving | {"x.csv.partial", "x.csv.manifest.json"}
+    assert found["same"]
+    assert set(found["files"]) - whole == {"x.csv", "x.csv.manifest.json"}
+
+
+def test_an_interrupt_does_not_wait_until_columns_are_on_the_disk(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are synced in parts, here of 16 kB, each of which takes this disk a tenth of a second."""
+    sampler, began = df.load(checkpoint).sampler(), []
+
+    class Slow(mmap.mmap):
+        def flush(self, *given: int) -> None:
+            time.sleep(0.1)
+            if not began:
+                began.append(time.perf_counter())
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    monkeypatch.setattr(_files, "SYNC_BYTES", 1 << 14)
+    monkeypatch.setattr(_files.mmap, "mmap", Slow)
+    with pytest.raises(KeyboardInterrupt):
+        df.sample_to(tmp_path / "x.csv", sampler, 20_000)  # of 0.4 MB: more than two seconds
+    assert time.perf_counter() - began[0] < LIMIT
+    assert {p.name for p in tmp_path.iterdir()} == {"x.csv.partial", "x.csv.manifest.json"}
+    monkeypatch.undo()
+    assert df.sample_to(tmp_path / "x.csv", sampler, 20_000, resume=True).drawn == 0
 
 
 def test_one_to_four_ranks_and_another_number_after_a_kill(tmp_path: Path) -> None:
@@ -282,6 +323,65 @@ def test_a_bar_that_nobody_reads_leaves_a_run_that_goes_on(
     assert sha256(tmp_path / "x.npy") == whole
 
 
+def test_a_bar_whose_reader_goes_away_ends_the_run(
+    tmp_path: Path, checkpoint: Path, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After three chunks: it ends with an error, goes on later, and keeps no other bar waiting."""
+    read, end = os.pipe()
+    unread = io.TextIOWrapper(os.fdopen(end, "wb", buffering=0), write_through=True)
+    sampler, write, count = df.load(checkpoint).sampler(), RowFiles.write, itertools.count()
+    errors: list[BaseException] = []
+
+    def leaving(self: RowFiles, first: int, rows: np.ndarray) -> None:
+        write(self, first, rows)
+        if next(count) == 3:
+            os.close(read)
+            time.sleep(0.2)  # the bar is shown ten times a second
+
+    def run() -> None:
+        try:
+            df.sample_to(tmp_path / "x.npy", sampler, N, progress=True)
+        except BaseException as error:
+            errors.append(error)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", unread)
+        patch.setattr(RowFiles, "write", leaving)
+        running = threading.Thread(target=run, daemon=True)
+        running.start()
+        running.join(5)
+        assert not running.is_alive()
+    assert isinstance(errors[0], BrokenPipeError) and errors[0].filename == "the progress bar"
+    bar = threading.Thread(target=lambda: tqdm(file=io.StringIO()).close(), daemon=True)
+    bar.start()
+    bar.join(5)
+    assert not bar.is_alive()
+    assert 0 < df.sample_to(tmp_path / "x.npy", sampler, N, resume=True).drawn < N
+    assert sha256(tmp_path / "x.npy") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("bar", ["--progress", "--no-progress"])
+def test_a_signal_where_nobody_reads_has_its_exit_code(
+    tmp_path: Path, checkpoint: Path, whole: str, sent: signal.Signals, code: int, bar: str
+) -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "wb", buffering=0) as unread:
+        process = start([*COMMAND, *arguments(checkpoint, bar)], tmp_path, stderr=unread)
+    wait_for(ready(tmp_path), process)
+    process.send_signal(signal.SIGSTOP)  # until both have come
+    os.close(read)
+    process.send_signal(sent)
+    began = time.perf_counter()
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert time.perf_counter() - began < 2 * LIMIT  # tearing torch down takes longer
+    assert process.returncode == code
+    df.sample_to(tmp_path / "x.npy", df.load(checkpoint).sampler(), N, resume=True)
+    assert sha256(tmp_path / "x.npy") == whole
+
+
 @pytest.mark.slow
 def test_a_reader_that_goes_away_loses_no_sample(tmp_path: Path, checkpoint: Path, whole: str) -> None:
     read, write = os.pipe()
@@ -293,6 +393,16 @@ def test_a_reader_that_goes_away_loses_no_sample(tmp_path: Path, checkpoint: Pat
         )
     assert run.returncode == 1 and "Traceback" not in run.stderr
     assert sha256(tmp_path / "x.npy") == whole
+
+
+def test_rank_0_reports_however_it_is_written(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "00")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert (
+        cli_bench.json_of(tmp_path, "sample", checkpoint, "--num-samples", 4, "--out", "x.npy")["drawn"] == 4
+    )
 
 
 # ---- torchrun itself

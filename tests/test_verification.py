@@ -13,7 +13,7 @@ import pytest
 from test_long_runs import stopped_after
 
 import diffusion_fast as df
-from diffusion_fast.long_runs.formats import READERS, WRITERS, Columns, Table
+from diffusion_fast.long_runs.formats import READERS, WRITERS, Columns, Labels, Table
 
 N, CHUNK = 60, 8
 
@@ -123,14 +123,27 @@ def test_row_groups_are_large_and_a_matter_of_the_rows_alone(
 
     from diffusion_fast.long_runs import formats
 
-    rows = np.arange(1 << 21, dtype="<f4").reshape(-1, 8)  # 8 MB, in blocks of 256 kB
+    rows = np.arange(1 << 21, dtype="<f4").reshape(-1, 8)  # 8 MB
     monkeypatch.setattr(formats, "GROUP_BYTES", 3 << 20)
-    blocks = np.array_split(rows, 32)
-    columns = Columns([f"column {i}" for i in range(8)])
-    WRITERS["parquet"](tmp_path / "x.parquet", Table(blocks, len(rows), (8,), columns, None, 0))
-    with pq.ParquetFile(tmp_path / "x.parquet") as file:
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    assert sizes == [98304, 98304, 65536]
+    columns = Columns([f"column {i}" for i in range(8)], "class", ["p", "q"])
+    labels = Labels(np.array([0, 2, 1]))
+    # the last: groups of many columns are larger, so that the file has fewer
+    for of_column, blocks, expected in (
+        (1 << 16, 32, [98304, 98304, 65536]),
+        (1 << 16, 1, [98304, 98304, 65536]),
+        (1 << 19, 7, [131072, 131072]),
+    ):
+        monkeypatch.setattr(formats, "COLUMN_BYTES", of_column)
+        path = tmp_path / f"{of_column}-{blocks}.parquet"
+        table = Table(np.array_split(rows, blocks), len(rows), (8,), columns, labels, 5)
+        WRITERS["parquet"](path, table)
+        with pq.ParquetFile(path) as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            written = file.read()
+        assert sizes == expected
+        assert np.array_equal(np.stack([written.column(i).to_numpy() for i in range(8)], axis=1), rows)
+        names = np.array(["p", "none", "q"])[np.arange(5, 5 + len(rows)) % 3]
+        assert np.array_equal(written.column(8).to_numpy().astype(str), names)
 
 
 @pytest.mark.parametrize("form", SPOIL)

@@ -15,7 +15,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -35,6 +35,9 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            tell("")  # ends the line of a bar; click does so too, and fails where nobody reads it
+            raise click.Abort from None
         except (ValueError, TypeError) as error:
             message = " ".join(str(error).split())
             if not re.match(r"[\w.\-]+(\[\d+\])*: (got|not given).*; accepted: ", message):
@@ -51,10 +54,17 @@ class Program(click.Group):
             return run()
         code = _exit_code(run)
         if code in (INTERRUPTED, TERMINATED):  # at once: tearing torch down takes up to seconds
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
             os._exit(code)
         sys.exit(code)
+
+
+def tell(line: str) -> None:
+    """A line on standard error; where it cannot be written, the exit code alone says what happened."""
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 @contextmanager
@@ -101,16 +111,16 @@ def _exit_code(run: Callable[[], Any]) -> int:
             warnings.showwarning = _show_warning
             return run() or 0  # click returns the code of an Exit
     except click.Abort:
-        click.echo("interrupted", err=True)
+        tell("interrupted")
         return INTERRUPTED
     except Terminated:
-        click.echo("terminated", err=True)
+        tell("terminated")
         return TERMINATED
     except Exception as error:
         if os.environ.get("DIFFUSION_FAST_DEBUG"):
             traceback.print_exception(error)
         code, message = _outcome(error)
-        click.echo(f"error: {message}", err=True)
+        tell(f"error: {message}")
         return code
 
 
@@ -161,4 +171,4 @@ def _accepted(param: click.Parameter | None) -> str:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-    click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    tell(f"warning: {' '.join(str(message).split())}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from diffusion_fast.cli import options
-from diffusion_fast.cli.errors import Command, Terminated, naming, refuse_unused
+from diffusion_fast.cli.errors import Command, Terminated, naming, refuse_unused, tell
 
 # What a manifest says of the sampler's making; those of before an option was there have its default.
 FROM_MANIFEST = ("labels", *options.SAMPLER_OPTIONS, "expected_samples")
@@ -89,6 +88,7 @@ def sample(
     names = stored.columns(trained)
     sampler = stored.make_sampler(trained, **how)
     from diffusion_fast import Columns, sample_to
+    from diffusion_fast.long_runs.distributed import launched
 
     with _as_typed(out):
         result = sample_to(
@@ -105,7 +105,7 @@ def sample(
             progress=stored.shown(progress),
             made_by={"labels": labels} | how,
         )
-    if os.environ.get("RANK", "0") != "0":
+    if launched()[0] != 0:
         return  # rank 0 reports for all
 
     rate = result.drawn / result.seconds
@@ -158,5 +158,5 @@ def _as_typed(out: str) -> Iterator[None]:
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} (--resume goes on)", error.filename) from error
     except (KeyboardInterrupt, Terminated) as stopped:
-        click.echo(f"{out} is not complete: --resume goes on", err=True)
+        tell(f"{out} is not complete: --resume goes on")
         raise click.Abort if isinstance(stopped, KeyboardInterrupt) else stopped from None

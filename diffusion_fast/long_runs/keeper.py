@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffusion_fast._files import replacing
+from diffusion_fast._files import naming_file, remove_left, sync_file
 from diffusion_fast.long_runs.distributed import POLL_SECONDS, Alone, Ranks
 from diffusion_fast.long_runs.formats import WRITERS, Columns, Labels, Table, rows_of_block
 from diffusion_fast.long_runs.manifest import Manifest
@@ -40,6 +41,7 @@ class Keeper:
         self._columns: Future[str] | None = None
 
     def __enter__(self) -> Keeper:
+        remove_left(self._target.manifest)  # of runs that were killed: nobody else saves it now
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -51,6 +53,8 @@ class Keeper:
                     self.made.save(self._target.manifest)
         if self._columns is not None:
             self._columns.exception()  # waits: the thread takes its unfinished file away
+        with suppress(OSError):  # of the bar's last line, which must not hide what ended the run
+            self._bar.close()
 
     def record(self, chunk: int, digest: str) -> None:
         """A chunk of this process is written."""
@@ -73,7 +77,7 @@ class Keeper:
         with self._changed:
             for chunk, digest in written:
                 self.made.done[chunk] = digest
-                self._bar.update(self.made.size_of(chunk))
+                self._show(self.made.size_of(chunk))
             self._changed.notify_all()
             self._unsaved += len(written)
             began = time.monotonic()
@@ -82,6 +86,17 @@ class Keeper:
                 now = time.monotonic()
                 self._save_after = now + (now - began) / SAVING_SHARE
                 self._unsaved = 0
+
+    def _show(self, samples: int) -> None:
+        try:
+            with naming_file(Path("the progress bar")):
+                self._bar.update(samples)
+        except OSError:
+            # tqdm's refresh keeps the lock of all bars, for which their ends, in the main thread, would wait.
+            self._bar.disable = True
+            with suppress(RuntimeError):  # of a tqdm that gives it back itself
+                self._bar.get_lock().release()
+            raise
 
     # ---- the file with columns
 
@@ -96,11 +111,19 @@ class Keeper:
         pool.shutdown(wait=False)
 
     def _write_columns(self, table: Table) -> str:
-        with replacing(self._target.path) as temporary:
-            WRITERS[self._target.form](temporary, table)
-            with open(temporary, "rb") as file:  # its rows are unlinked next
-                os.fsync(file.fileno())
-            return file_digest(temporary, self._go_on)
+        path = self._target.path
+        unfinished = path.with_name(
+            f".{path.name}.columns{path.suffix}"
+        )  # of a killed run one is left at most
+        unfinished.unlink(missing_ok=True)
+        try:
+            WRITERS[self._target.form](unfinished, table)
+            sync_file(unfinished, self._go_on)  # its rows are unlinked next
+            found = file_digest(unfinished, self._go_on)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        return found
 
     def _blocks(self) -> Iterator[np.ndarray]:
         """Of a size that does not depend on the chunks: a block is a row group of a .parquet file."""

@@ -37,7 +37,7 @@ class Target:
         text = os.fspath(given)
         if not text.endswith("/"):
             try:
-                path = check_target(text, SUFFIXES, replace=True)
+                path = check_target(text, SUFFIXES, replace=True, longest=manifests.path_of)
             except ValueError as error:
                 raise ValueError(f"{error}, or a folder, with a / at its end") from None
             return cls(text, path, path.suffix.lower().removeprefix("."))
@@ -45,7 +45,7 @@ class Target:
         if path.exists() and not path.is_dir():
             raise refusal("path", text, "which is no folder", "a new folder, or a file name without the /")
         try:
-            check_folder_of(path, text, "path")
+            check_folder_of(manifests.path_of(path), text, "path")
         except OSError as error:
             why = f"which cannot be made ({error.strerror})"
             raise refusal("path", text, why, "a folder in one that can be written") from error

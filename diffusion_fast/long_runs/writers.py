@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import mmap
 import os
 import queue
 import threading
@@ -17,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_fast._files import naming_file
+from diffusion_fast._files import naming_file, sync_file
 
-SYNC_BYTES = 1 << 26
 WAITING = 2  # buffers beside those that are drawn into: one is written, one waits
 
 
@@ -111,18 +109,9 @@ class RowFiles:
         return rows
 
     def sync(self) -> None:
-        """Until the disk has it all; part by part, between which a signal is answered."""
+        """Until the disk has it all."""
         for path, _ in self.files():
-            with naming_file(path), path.open("r+b") as file:
-                size = os.fstat(file.fileno()).st_size
-                for at in range(0, size, SYNC_BYTES):
-                    try:
-                        part = mmap.mmap(file.fileno(), min(SYNC_BYTES, size - at), offset=at)
-                    except OSError:
-                        break  # a file system without maps: all at once
-                    with part:
-                        part.flush()  # no page of it is touched, so none counts as memory
-                os.fsync(file.fileno())
+            sync_file(path)
 
 
 def digest(rows: np.ndarray) -> str:
