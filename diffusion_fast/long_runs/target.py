@@ -144,20 +144,20 @@ class Target:
         if not self.partial.exists():
             return None
         rows = self.rows(old)
-        fault = rows.fault()
-        if fault is not None and not old.done:
-            return None  # stopped while they were created
-        if fault is not None:
-            why = f"whose rows are damaged: {fault}"
-            raise refusal("path", self.given, why, "overwrite=True to begin again")
-        first = old.chunk_size
-        proven = {c: d for c, d in old.done.items() if digest(rows.read(c * first, old.size_of(c))) == d}
-        if len(proven) < len(old.done):
-            bad = len(old.done) - len(proven)
+        rows.create()  # what a lost power, or a kill while they were created, has left out
+        bad = set(self.damaged_chunks(old, rows))
+        if bad:
             warnings.warn(
-                f"{self.partial}: {bad} chunks differ from their checksums and are drawn again", stacklevel=4
+                f"{self.partial}: {len(bad)} chunks differ from their checksums and are drawn again",
+                stacklevel=4,
             )
-        return replace(old, done=proven)
+        return replace(old, done={chunk: known for chunk, known in old.done.items() if chunk not in bad})
+
+    def damaged_chunks(self, made: Manifest, rows: RowFiles) -> Iterator[int]:
+        """Those of the manifest whose rows differ from their checksums."""
+        for chunk, known in sorted(made.done.items()):
+            if digest(rows.read(chunk * made.chunk_size, made.size_of(chunk))) != known:
+                yield chunk
 
     def faults(self, made: Manifest) -> Iterator[str]:
         """What in the files differs from a manifest, one line each."""
@@ -171,10 +171,9 @@ class Target:
         if fault is not None:
             yield fault
             return
-        for chunk, known in sorted(made.done.items()):
-            at, count = chunk * made.chunk_size, made.size_of(chunk)
-            if digest(rows.read(at, count)) != known:
-                yield f"chunk {chunk}, rows {at} to {at + count - 1}, differs from its checksum"
+        for chunk in self.damaged_chunks(made, rows):
+            at = chunk * made.chunk_size
+            yield f"chunk {chunk}, rows {at} to {at + made.size_of(chunk) - 1}, differs from its checksum"
 
     def check_same(self, old: Manifest, new: Manifest) -> None:
         name = old.difference(new.run)

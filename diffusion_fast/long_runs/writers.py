@@ -54,11 +54,12 @@ class RowFiles:
         return buffer.getvalue()
 
     def create(self) -> None:
-        """New files of their full size, which take no space before they are written."""
+        """Files of their full size, which take no space before they are written. Those that are there keep
+        their rows, and their headers and sizes are mended."""
         if self.folder:
-            self.path.mkdir()
+            self.path.mkdir(exist_ok=True)
         for path, rows in self.files():
-            with naming_file(path), path.open("xb") as file:
+            with naming_file(path), open(path, "r+b", opener=_create_no_link) as file:
                 header = self.header(rows)
                 file.write(header)
                 file.truncate(len(header) + rows * self.row_bytes)
@@ -123,6 +124,11 @@ class RowFiles:
                     with part:
                         part.flush()  # no page of it is touched, so none counts as memory
                 os.fsync(file.fileno())
+
+
+def _create_no_link(path: str, flags: int) -> int:
+    """A link may lead to a file that is nobody's rows."""
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def digest(rows: np.ndarray) -> str:
