@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 import diffusion_fast as df
 from diffusion_fast.long_runs import manifest as manifests
+from diffusion_fast.long_runs.writers import RowFiles
 
 N, CHUNK = 1000, 96
 
@@ -104,6 +106,23 @@ def test_a_manifest_without_end_is_not_read(
 
 
 # ---- verify
+
+
+def test_verify_reads_a_chunk_of_any_size_in_pieces(tmp_path: Path, sampler: df.Sampler) -> None:
+    """A manifest may say that a file of 240 MB, which takes no space, is one chunk."""
+    path, manifest = tmp_path / "x.npy", tmp_path / "x.npy.manifest.json"
+    df.sample_to(path, sampler, 10)
+    values, n = json.loads(manifest.read_text()), 20_000_000
+    values["run"]["index range"] = [0, n]
+    values["chunk_size"] = values["rows_per_file"] = n
+    manifest.write_text(json.dumps(values))
+    RowFiles(path, n, sampler.shape, n, False).create()
+    tracemalloc.start()
+    try:
+        assert df.verify(path).faults == (f"chunk 0, rows 0 to {n - 1}, differs from its checksum",)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.csv", "x.npz", "x.parquet"])

@@ -17,10 +17,9 @@ from diffusion_fast._files import check_folder_of, check_target, naming_file, re
 from diffusion_fast.long_runs import manifest as manifests
 from diffusion_fast.long_runs.formats import WRITERS
 from diffusion_fast.long_runs.manifest import Manifest
-from diffusion_fast.long_runs.writers import RowFiles, digest
+from diffusion_fast.long_runs.writers import HASH_BLOCK, RowFiles
 
 SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
-HASH_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ class Target:
     def damaged_chunks(self, made: Manifest, rows: RowFiles) -> Iterator[int]:
         """Those of the manifest whose rows differ from their checksums."""
         for chunk, known in sorted(made.done.items()):
-            if digest(rows.read(chunk * made.chunk_size, made.size_of(chunk))) != known:
+            if rows.digest(chunk * made.chunk_size, made.size_of(chunk)) != known:
                 yield chunk
 
     def faults(self, made: Manifest) -> Iterator[str]:

@@ -20,6 +20,7 @@ import numpy as np
 from diffusion_fast._files import naming_file
 
 SYNC_BYTES = 1 << 26
+HASH_BLOCK = 1 << 22
 WAITING = 2  # buffers beside those that are drawn into: one is written, one waits
 
 
@@ -110,6 +111,20 @@ class RowFiles:
                     raise EOFError(f"{path} ends before row {first + count}")
                 left = left[got:]
         return rows
+
+    def digest(self, first: int, count: int) -> str:
+        """SHA-256 of rows of one file, read in pieces: how many they are a manifest may choose."""
+        path, at = self._place(first)
+        left, found = count * self.row_bytes, hashlib.sha256()
+        with naming_file(path), path.open("rb") as file:
+            file.seek(at)
+            while left:
+                block = file.read(min(left, HASH_BLOCK))
+                if not block:
+                    raise EOFError(f"{path} ends before row {first + count}")
+                found.update(block)
+                left -= len(block)
+        return found.hexdigest()
 
     def sync(self) -> None:
         """Until the disk has it all; part by part, between which a signal is answered."""
