@@ -105,11 +105,12 @@ class Manifest:
     def size_of(self, chunk: int) -> int:
         return min(self.chunk_size, self.n - chunk * self.chunk_size)
 
-    def difference(self, run: dict[str, Any]) -> str | None:
-        """The first name under which another run differs from this one."""
-        return next(
-            (name for name in SCHEMA["properties"]["run"]["properties"] if self.run[name] != run[name]), None
-        )
+    def check_same(self, argument: str, run: dict[str, Any], accepted: str) -> None:
+        """A ValueError of the argument with the first name under which another run, or its form, differs."""
+        known = self.run | {"form": self.form}
+        for name, given in run.items():
+            if given != known[name]:
+                raise ValueError(f"{argument}: got another {name}, {given}; accepted: {known[name]}, {accepted}")
 
     def save(self, path: Path, *, sync: bool = False) -> None:
         values = vars(self) | {"format_version": FORMAT_VERSION}  # asdict copies: five times as long

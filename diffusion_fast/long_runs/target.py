@@ -16,10 +16,10 @@ from pathlib import Path
 from diffusion_fast._files import check_folder_of, check_target, naming_file, refusal, sync_folder
 from diffusion_fast.long_runs import manifest as manifests
 from diffusion_fast.long_runs.formats import WRITERS
-from diffusion_fast.long_runs.manifest import Manifest
+from diffusion_fast.long_runs.manifest import FORMS, Manifest
 from diffusion_fast.long_runs.writers import HASH_BLOCK, RowFiles
 
-SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
+SUFFIXES = tuple(f".{form}" for form in FORMS if form != "folder")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Target:
             except ValueError as error:
                 raise ValueError(f"{error}, or a folder, with a / at its end") from None
             return cls(text, path, path.suffix.lower().removeprefix("."))
+        if "\0" in text:
+            raise refusal("path", text, "with a null character", "a new folder, or a file name without the /")
         path = Path(os.path.realpath(text))
         if path.exists() and not path.is_dir():
             raise refusal("path", text, "which is no folder", "a new folder, or a file name without the /")
@@ -98,7 +100,7 @@ class Target:
 
     # ---- the beginning
 
-    def begin(self, new: Manifest) -> None:
+    def create(self, new: Manifest) -> None:
         """New rows and a new manifest."""
         needed = new.n * self.rows(new).row_bytes
         free = shutil.disk_usage(self.path.parent).free
@@ -116,13 +118,13 @@ class Target:
             accepted = "resume=True to go on with it, or overwrite=True to begin again"
             raise refusal("path", self.given, "of which there is an unfinished run", accepted)
 
-    def begun_by(self, job: str | None) -> bool:
-        """Whether a job of ranks has begun the run of the manifest."""
+    def is_of_job(self, job: str | None) -> bool:
+        """Whether it is a job of ranks that has begun the run of the manifest."""
         with suppress(OSError, ValueError):  # none, or one that only overwrite=True replaces
             return manifests.load(self.manifest).job == job
         return False
 
-    def begun(self, new: Manifest) -> Manifest | None:
+    def load_begun(self, new: Manifest) -> Manifest | None:
         """The same run as it was left, with the chunks that its rows prove; None where there is nothing."""
         if not self.manifest.exists():
             accepted = f"a new name, {self.manifest.name} put back, or overwrite=True to begin again"
@@ -132,7 +134,10 @@ class Target:
                 why = f"of which there is {self.partial.name} without a manifest"
                 raise refusal("path", self.given, why, accepted)
             return None
-        old = manifests.load(self.manifest)
+        try:
+            old = manifests.load(self.manifest)
+        except ValueError as error:
+            raise ValueError(f"{error}, or overwrite=True to begin again") from error
         self.check_same(old, new)
         if old.complete and (self.partial.exists() or self.is_there):
             fault = next(self.faults(old), None)
@@ -158,9 +163,13 @@ class Target:
             if rows.digest(chunk * made.chunk_size, made.size_of(chunk)) != known:
                 yield chunk
 
+    def is_published(self, made: Manifest) -> bool:
+        """Whether the rows are where the output is, or were made into it."""
+        return made.complete and not self.partial.exists()
+
     def faults(self, made: Manifest) -> Iterator[str]:
         """What in the files differs from a manifest, one line each."""
-        there = made.complete and not self.partial.exists()
+        there = self.is_published(made)
         if there and self.form in WRITERS:
             if file_digest(self.path) != made.file_sha256:
                 yield f"{self.path} differs from its checksum"
@@ -175,12 +184,8 @@ class Target:
             yield f"chunk {chunk}, rows {at} to {at + made.size_of(chunk) - 1}, differs from its checksum"
 
     def check_same(self, old: Manifest, new: Manifest) -> None:
-        name = old.difference(new.run)
-        given, known = (new.form, old.form) if name is None else (new.run[name], old.run[name])
-        name = "form" if name is None and given != known else name
-        if name is not None:
-            accepted = f"{known}, with which {self.manifest.name} was begun, or overwrite=True to begin again"
-            raise ValueError(f"resume: got another {name}, {given}; accepted: {accepted}")
+        accepted = f"with which {self.manifest.name} was begun, or overwrite=True to begin again"
+        old.check_same("resume", new.run | {"form": new.form}, accepted)
 
     # ---- the end
 
