@@ -41,11 +41,11 @@ class Runs(Bench):
     def verify(self, name: str = "good.npy", **options: Any) -> Any:
         return df.verify(f"{self.folder}/{name}", **options)
 
-    def manifest(self, text: str) -> Any:
+    def manifest(self, text: str, **options: Any) -> Any:
         path = self.folder / "spoilt.npy.manifest.json"
         path.write_text(text)
         self.before = self.state()
-        return self.verify("spoilt.npy")
+        return self.to("spoilt.npy", **options) if options else self.verify("spoilt.npy")
 
 
 # fmt: off
@@ -73,6 +73,12 @@ CASES = [
          "cannot be made", "can be written"),
     Case("sample_to path", "name too long", lambda b: b.to(f"{'n' * 252}.npy"), V, "cannot be written",
          "written"),
+    Case("sample_to path", "bytes", lambda b: b.to(b"new.npy"), Ty, "b'new.npy'", "a path"),
+    Case("sample_to path", "null character", lambda b: b.to("a\0b.npy"), V, "null character", "a file name"),
+    Case("sample_to path", "null character in a folder", lambda b: b.to("a\0b/"), V, "null character",
+         "a new folder"),
+    Case("sample_to manifest", "unusable, resumed", lambda b: b.manifest("[]", resume=True), V,
+         "not of type 'object'", "or overwrite=True to begin again"),
     Case("sample_to path", "two columns of a name",
          lambda b: b.to("new.csv", sampler=b.by_class, labels=0, columns=df.Columns(["a", "b"], "a",
          list("pqr"))),
@@ -137,6 +143,10 @@ CASES = [
     # verify
     Case("verify path", "no manifest", lambda b: b.verify("none.npy"), V, "none.npy", "manifest beside it"),
     Case("verify path", "a folder", lambda b: b.verify("folder.npy"), V, "folder.npy", "manifest beside it"),
+    Case("verify path", "type", lambda b: df.verify(3), Ty, "3", "a path"),
+    Case("verify path", "bytes", lambda b: df.verify(b"x.npy"), Ty, "b'x.npy'", "a path"),
+    Case("verify path", "null character", lambda b: b.verify("a\0b"), V, "b", "manifest beside it"),
+    Case("verify redraw", "a set", lambda b: b.verify(sampler=b.sampler, redraw={0}), Ty, r"\{0\}", "a list"),
     Case("verify manifest", "empty", lambda b: b.manifest(""), V, "not JSON", "format version 1"),
     Case("verify manifest", "a list", lambda b: b.manifest("[]"), V, "not of type 'object'",
          "format version 1"),
