@@ -21,12 +21,26 @@ import diffusion_fast as df
 COLUMNS = df.Columns(["a", "b"], "kind", ["p", "q", "r"])
 
 
+class Scaled(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return 0.1 * x
+
+
+def with_axes(count: int) -> df.Sampler:
+    return df.Sampler(Scaled().eval(), SCHEDULE, shape=(1,) * count, backend="torch")
+
+
 class Runs(Bench):
-    """A finished run of 10 samples, good.npy, beside the arguments of Bench."""
+    """Finished runs of 10 samples, good.npy, good.csv and kinds.csv, beside the arguments of Bench."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        df.sample_to(folder / "good.npy", self.sampler, 10, overwrite=True)
+        for name, sampler, labels in (
+            ("good.npy", self.sampler, None),
+            ("good.csv", self.sampler, None),
+            ("kinds.csv", self.by_class, 0),
+        ):
+            df.sample_to(folder / name, sampler, 10, labels=labels, overwrite=True)
         (folder / "folder.npy").mkdir(exist_ok=True)
         self.before = self.state()
 
@@ -139,6 +153,19 @@ CASES = [
          "from 4096"),
     Case("sample_to made_by", "no JSON", lambda b: b.to(made_by={"a": {1}}), Ty, r"\{1\}", "JSON values"),
     Case("sample_to made_by", "type", lambda b: b.to(made_by=[1]), Ty, r"\[1\]", "a dictionary"),
+    Case("sample_to made_by", "larger than a manifest", lambda b: b.to(made_by={"a": "x" * (1 << 25)}), V,
+         "bytes", "at most 33554"),
+    Case("sample_to sampler", "17 axes", lambda b: b.to(sampler=with_axes(17)), V, r"\$\.run\.shape.*too long",
+         "at most 16 axes"),
+    Case("sample_to sampler", "17 axes, in place of a run",
+         lambda b: b.to("good.npy", sampler=with_axes(17), overwrite=True), V, "too long", "16 axes"),
+    Case("sample_to columns", "others, resumed",
+         lambda b: b.to("good.csv", n=10, columns=df.Columns(["a", "b"]), resume=True), V,
+         "another columns", "with which good", "resume"),
+    Case("sample_to classes", "others, resumed",
+         lambda b: b.to("kinds.csv", sampler=b.by_class, n=10, labels=0, resume=True,
+                        columns=df.Columns(["column 0", "column 1"], "label", ["0", "1", "3"])), V,
+         "another columns", "with which kinds", "resume"),
     Case("sample_to threads", "zero", lambda b: b.to(threads=0), V, "0", "1 to 4096"),
     # verify
     Case("verify path", "no manifest", lambda b: b.verify("none.npy"), V, "none.npy", "manifest beside it"),

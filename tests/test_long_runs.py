@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from samplers import N_CLASSES, SCHEDULE, make_model
 
 import diffusion_fast as df
-from diffusion_fast.long_runs import run, writers
+from diffusion_fast.long_runs import run, target, writers
 
 N, CHUNK = 1000, 96
 
@@ -377,6 +378,31 @@ def test_no_space_is_noticed_before_the_first_sample(tmp_path: Path, sampler: df
     with pytest.raises(ValueError, match=r"^path: got .*takes [\d,]+ bytes where [\d,]+ are free"):
         df.sample_to(tmp_path / "x.npy", sampler, 1 << 46)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.csv", "rows/"])
+def test_old_rows_are_space_for_new_ones(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    n = 4000  # 48,000 bytes
+    with stopped_after(9):
+        df.sample_to(f"{tmp_path}/{name}", sampler, n, chunk_size=400)
+    monkeypatch.setattr(target.shutil, "disk_usage", lambda _: SimpleNamespace(free=33_000))
+    with pytest.raises(ValueError, match=r"^path: got .*takes [\d,]+ bytes where 33,000 are free"):
+        df.sample_to(f"{tmp_path}/new-{name}", sampler, n)
+    assert df.sample_to(f"{tmp_path}/{name}", sampler, n, overwrite=True).drawn == n
+
+
+def test_files_with_columns_need_space_beside_their_rows(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for form, needed in (("npy", 12_000), ("csv", 18_000), ("npz", 24_000), ("parquet", 24_000)):
+        monkeypatch.setattr(target.shutil, "disk_usage", lambda _, free=needed: SimpleNamespace(free=free))
+        df.sample_to(tmp_path / f"x.{form}", sampler, 1000)
+        with pytest.raises(
+            ValueError, match=f"takes {needed + needed // 1000:,} bytes where {needed:,} are free"
+        ):
+            df.sample_to(tmp_path / f"y.{form}", sampler, 1001)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "digest a number": (lambda m: m["done"].update({"0": 1}), "'0' is no chunk"),
     "complete too early": (lambda m: m["done"].pop("3"), "complete with 10 of 11 chunks"),
     "NaN": (lambda m: m.update(chunk_size=float("nan")), "NaN is no JSON number"),
+    "no columns": (lambda m: m.pop("columns"), "'columns' is a required property"),
+    "columns": (lambda m: m.update(columns=["a"]), "columns"),
     "file checksum": (lambda m: m.update(file_sha256="x"), "file_sha256"),
 }
 
@@ -86,6 +89,27 @@ def test_a_changed_manifest_is_refused_with_the_place(tmp_path: Path, sampler: d
     ):
         with pytest.raises(ValueError, match=f"^manifest: got '{path}', .*{reason}.*; accepted: a manifest"):
             call()
+
+
+def test_what_is_written_is_read_again(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many chunks as there may be, with as much of made_by as is taken."""
+    last = json.dumps({manifests.MAX_CHUNKS - 1: "0" * 64})
+    assert len(last) <= manifests.DONE_BYTES and manifests.MAX_CHUNKS * manifests.DONE_BYTES < 1 << 25
+    monkeypatch.setattr(manifests, "MAX_CHUNKS", 1000)
+    monkeypatch.setattr(manifests, "MAX_BYTES", 100_000)
+    df.sample_to(tmp_path / "x.npy", sampler, 1000, chunk_size=1)
+    made = manifests.load(tmp_path / "x.npy.manifest.json")
+    digests, made.done, made.complete = made.done, {}, False
+    room = 100_000 - 1000 * manifests.DONE_BYTES - len(replace(made, made_by={"by": ""}).to_text())
+    with pytest.raises(ValueError, match=r"^made_by: got .*; accepted: at most 20000, with 1000 chunks"):
+        replace(made, made_by={"by": "x" * (room + 1)}).check_savable()
+    made.made_by = {"by": "x" * room}
+    made.check_savable()
+    made.done = digests
+    made.save(tmp_path / "x.npy.manifest.json")
+    assert manifests.load(tmp_path / "x.npy.manifest.json") == made
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "null", "\x00"])

@@ -109,9 +109,7 @@ def test_without_pyarrow_good_rows_are_not_accused(
     assert df.verify(path).good
 
 
-def test_no_memory_is_no_damage(
-    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_memory_is_no_damage(tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     def reads(*given: Any) -> Any:
         raise MemoryError("no memory for it")
 

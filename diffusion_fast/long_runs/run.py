@@ -132,7 +132,8 @@ def sample_to(
         drawing = ANY_SAMPLERS
     size = _chunk_size(chunk_size, n, first, how["threads"], drawing)
     shard = -(-SHARD_BYTES // (size * 4 * prod(first.shape))) * size
-    new = Manifest(runs[0], target.form, size, shard, made_by=json_object("made_by", made_by))
+    names = target.digest_of_names(columns, cycle is not None)
+    new = Manifest(runs[0], target.form, names, size, shard, made_by=json_object("made_by", made_by))
 
     began = time.perf_counter()
     drawn = _run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,10 +16,13 @@ from pathlib import Path
 
 from diffusion_fast._files import check_folder_of, check_target, naming_file, refusal, sync_folder
 from diffusion_fast.long_runs import manifest as manifests
-from diffusion_fast.long_runs.formats import WRITERS
+from diffusion_fast.long_runs.formats import WRITERS, Columns
 from diffusion_fast.long_runs.manifest import FORMS, Manifest
 from diffusion_fast.long_runs.writers import HASH_BLOCK, RowFiles
 
+# What a run takes of the disk until it is complete, in multiples of its rows: of .npz and .parquet twice, as
+# random bits do not get smaller. A number of a .csv has 2 bytes or more, by its digits, which nobody knows yet.
+SPACE = {"npz": 2.0, "parquet": 2.0, "csv": 1.5}
 SUFFIXES = tuple(f".{form}" for form in FORMS if form != "folder")
 
 
@@ -61,6 +65,13 @@ class Target:
         """The rows of a run that is not complete."""
         return self.path.with_name(f"{self.path.name}.partial")
 
+    def digest_of_names(self, columns: Columns, labelled: bool) -> str | None:
+        """SHA-256 of the names that the output has of its columns, and with labels of its classes."""
+        if self.form not in WRITERS:
+            return None
+        of_classes = [columns.label_column, *columns.classes] if labelled else None
+        return hashlib.sha256(json.dumps([list(columns.names), of_classes]).encode()).hexdigest()
+
     def rows(self, made: Manifest, path: Path | None = None) -> RowFiles:
         """The partial rows, or those at a path."""
         shape = tuple(made.run["shape"])
@@ -102,11 +113,14 @@ class Target:
 
     def create(self, new: Manifest) -> None:
         """New rows and a new manifest."""
-        needed = new.n * self.rows(new).row_bytes
-        free = shutil.disk_usage(self.path.parent).free
+        needed = int(new.n * self.rows(new).row_bytes * SPACE.get(self.form, 1))
+        old = self.partial.iterdir() if self.partial.is_dir() else filter(Path.exists, [self.partial])
+        freed = 512 * sum(path.lstat().st_blocks for path in old)  # by remove_partial
+        free = shutil.disk_usage(self.path.parent).free + freed
         if needed > free:
             why = f"which takes {needed:,} bytes where {free:,} are free"
             raise refusal("path", self.given, why, "a folder with more space, or fewer samples")
+        new.check_savable()
         self.remove_partial()
         new.save(self.manifest)  # before its rows: those without one are refused
         self.rows(new).create()
@@ -185,7 +199,7 @@ class Target:
 
     def check_same(self, old: Manifest, new: Manifest) -> None:
         accepted = f"with which {self.manifest.name} was begun, or overwrite=True to begin again"
-        old.check_same("resume", new.run | {"form": new.form}, accepted)
+        old.check_same("resume", new.run | {"form": new.form, "columns": new.columns}, accepted)
 
     # ---- the end
 
