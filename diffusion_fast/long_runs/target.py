@@ -21,7 +21,7 @@ from diffusion_fast.long_runs.manifest import FORMS, Manifest
 from diffusion_fast.long_runs.writers import HASH_BLOCK, RowFiles
 
 # What a run takes of the disk until it is complete, in multiples of its rows: of .npz and .parquet twice, as
-# random bits do not get smaller. A number of a .csv has 2 bytes or more, by its digits, which nobody knows yet.
+# random bits do not get smaller. A number of a .csv has 2 bytes or more: its digits nobody knows beforehand.
 SPACE = {"npz": 2.0, "parquet": 2.0, "csv": 1.5}
 SUFFIXES = tuple(f".{form}" for form in FORMS if form != "folder")
 
