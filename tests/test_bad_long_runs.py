@@ -161,11 +161,11 @@ CASES = [
          lambda b: b.to("good.npy", sampler=with_axes(17), overwrite=True), V, "too long", "16 axes"),
     Case("sample_to columns", "others, resumed",
          lambda b: b.to("good.csv", n=10, columns=df.Columns(["a", "b"]), resume=True), V,
-         "another columns", "with which good", "resume"),
+         "another list of column names", "with which good", "resume"),
     Case("sample_to classes", "others, resumed",
          lambda b: b.to("kinds.csv", sampler=b.by_class, n=10, labels=0, resume=True,
                         columns=df.Columns(["column 0", "column 1"], "label", ["0", "1", "3"])), V,
-         "another columns", "with which kinds", "resume"),
+         "another list of column names", "with which kinds", "resume"),
     Case("sample_to threads", "zero", lambda b: b.to(threads=0), V, "0", "1 to 4096"),
     # verify
     Case("verify path", "no manifest", lambda b: b.verify("none.npy"), V, "none.npy", "manifest beside it"),

@@ -121,7 +121,7 @@ class Manifest:
     def check_same(self, argument: str, run: dict[str, Any], accepted: str) -> None:
         """A ValueError of the argument with the first name under which another run, with its form and columns
         where they matter, differs."""
-        known = self.run | {"form": self.form, "columns": self.columns}
+        known = self.run | {"form": self.form, "list of column names": self.columns}
         for name, given in run.items():
             if given != known[name]:
                 raise ValueError(

@@ -199,7 +199,7 @@ class Target:
 
     def check_same(self, old: Manifest, new: Manifest) -> None:
         accepted = f"with which {self.manifest.name} was begun, or overwrite=True to begin again"
-        old.check_same("resume", new.run | {"form": new.form, "columns": new.columns}, accepted)
+        old.check_same("resume", new.run | {"form": new.form, "list of column names": new.columns}, accepted)
 
     # ---- the end
 

@@ -76,7 +76,8 @@ def verify(
     redraw: chunks to draw again with a sampler, labels and context made as for the run, or "all". They are
     compared bit for bit with the rows in the files; what a .csv says is read back, and any NaN is as another.
 
-    Raises ValueError for a path without a manifest, and naming what differs for another sampler.
+    Raises ValueError for a path without a manifest, for one whose .parquet needs pyarrow to be redrawn, and
+    naming what differs for another sampler; TypeError for arguments of other types.
     """
     return verify_run(*load(path), sampler, redraw, labels, context, threads)
 

@@ -20,8 +20,8 @@ import numpy as np
 from diffusion_fast._files import naming_file
 
 SYNC_BYTES = 1 << 26
-HASH_BLOCK = 1 << 22
 WAITING = 2  # buffers beside those that are drawn into: one is written, one waits
+HASH_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
