@@ -41,8 +41,8 @@ def check_target(
     suffix = target.suffix.lower() if suffixes else ""
     if suffixes and suffix not in suffixes:
         raise refusal(name, path, "of no kind that can be written", accepted)
-    if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise refusal(name, path, "which needs pyarrow", "this after pip install diffusion_fast[parquet]")
+    if suffix == ".parquet":
+        check_pyarrow(path, name)
     if suffix == ".mp4" and shutil.which("ffmpeg") is None:
         raise refusal(
             name, path, "which needs ffmpeg", "a name ending in .gif, or this with ffmpeg installed"
@@ -57,6 +57,11 @@ def check_target(
         why = f"which cannot be written ({error.strerror})"
         raise refusal(name, path, why, "a file name in a folder that can be written") from error
     return target
+
+
+def check_pyarrow(path: str | os.PathLike[str], name: str) -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise refusal(name, path, "which needs pyarrow", "this after pip install diffusion_fast[parquet]")
 
 
 def check_folder_of(target: Path, path: str | os.PathLike[str], name: str) -> None:

@@ -12,14 +12,18 @@ MAX_MESSAGE = 160  # of the validator, which quotes what it refuses
 
 
 def parse(text: str | bytes, schema: dict[str, Any]) -> Any:
-    """The value of a JSON text; ValueError, with the place, for what is no JSON or not of the schema."""
+    """The value of a JSON text; ValueError, with the place, for what is no JSON or not of the schema, whose
+    integers are written as such: 96.0 would go on as a float."""
     import jsonschema  # 0.1 s, and few calls need it
 
+    usual = jsonschema.Draft202012Validator
+    types = usual.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     try:
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not JSON ({error})") from error
-    fault = next(jsonschema.Draft202012Validator(schema).iter_errors(value), None)
+    validator = jsonschema.validators.extend(usual, type_checker=types)
+    fault = next(validator(schema).iter_errors(value), None)
     if fault is not None:
         message = fault.message if len(fault.message) <= MAX_MESSAGE else f"{fault.message[:MAX_MESSAGE]}..."
         raise ValueError(f"at {fault.json_path}: {message}")

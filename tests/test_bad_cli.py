@@ -195,6 +195,8 @@ CASES = [
     Case("verify PATH", "not given", "verify", "not given", "output of sample"),
     Case("verify PATH", "missing", "verify none.npy", "'none.npy'", "manifest beside it"),
     Case("verify PATH", "without a manifest", "verify data.npy", "'data.npy'", "manifest beside it"),
+    Case("verify PATH", "without a manifest, redrawn",
+         "verify data.npy --redraw 0 --checkpoint helix.safetensors", "'data.npy'", "manifest beside it"),
     Case("verify --redraw", "text", "verify data.npy --redraw x --checkpoint helix.safetensors", "'x'",
          "all"),
     Case("verify --checkpoint", "not given", "verify data.npy --redraw all", "not given", "both"),

@@ -21,12 +21,26 @@ import diffusion_fast as df
 COLUMNS = df.Columns(["a", "b"], "kind", ["p", "q", "r"])
 
 
+class Scaled(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return 0.1 * x
+
+
+def with_axes(count: int) -> df.Sampler:
+    return df.Sampler(Scaled().eval(), SCHEDULE, shape=(1,) * count, backend="torch")
+
+
 class Runs(Bench):
-    """A finished run of 10 samples, good.npy, beside the arguments of Bench."""
+    """Finished runs of 10 samples, good.npy, good.csv and kinds.csv, beside the arguments of Bench."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        df.sample_to(folder / "good.npy", self.sampler, 10, overwrite=True)
+        for name, sampler, labels in (
+            ("good.npy", self.sampler, None),
+            ("good.csv", self.sampler, None),
+            ("kinds.csv", self.by_class, 0),
+        ):
+            df.sample_to(folder / name, sampler, 10, labels=labels, overwrite=True)
         (folder / "folder.npy").mkdir(exist_ok=True)
         self.before = self.state()
 
@@ -41,11 +55,11 @@ class Runs(Bench):
     def verify(self, name: str = "good.npy", **options: Any) -> Any:
         return df.verify(f"{self.folder}/{name}", **options)
 
-    def manifest(self, text: str) -> Any:
+    def manifest(self, text: str, **options: Any) -> Any:
         path = self.folder / "spoilt.npy.manifest.json"
         path.write_text(text)
         self.before = self.state()
-        return self.verify("spoilt.npy")
+        return self.to("spoilt.npy", **options) if options else self.verify("spoilt.npy")
 
 
 # fmt: off
@@ -77,6 +91,12 @@ CASES = [
          "cannot be made", "can be written"),
     Case("sample_to path", "name too long", lambda b: b.to(f"{'n' * 252}.npy"), V, "cannot be written",
          "written"),
+    Case("sample_to path", "bytes", lambda b: b.to(b"new.npy"), Ty, "b'new.npy'", "a path"),
+    Case("sample_to path", "null character", lambda b: b.to("a\0b.npy"), V, "null character", "a file name"),
+    Case("sample_to path", "null character in a folder", lambda b: b.to("a\0b/"), V, "null character",
+         "a new folder"),
+    Case("sample_to manifest", "unusable, resumed", lambda b: b.manifest("[]", resume=True), V,
+         "not of type 'object'", "or overwrite=True to begin again"),
     Case("sample_to path", "two columns of a name",
          lambda b: b.to("new.csv", sampler=b.by_class, labels=0, columns=df.Columns(["a", "b"], "a",
          list("pqr"))),
@@ -137,10 +157,27 @@ CASES = [
          "from 4096"),
     Case("sample_to made_by", "no JSON", lambda b: b.to(made_by={"a": {1}}), Ty, r"\{1\}", "JSON values"),
     Case("sample_to made_by", "type", lambda b: b.to(made_by=[1]), Ty, r"\[1\]", "a dictionary"),
+    Case("sample_to made_by", "larger than a manifest", lambda b: b.to(made_by={"a": "x" * (1 << 25)}), V,
+         "bytes", "at most 33554"),
+    Case("sample_to sampler", "17 axes", lambda b: b.to(sampler=with_axes(17)), V,
+         r"\$\.run\.shape.*too long", "at most 16 axes"),
+    Case("sample_to sampler", "17 axes, in place of a run",
+         lambda b: b.to("good.npy", sampler=with_axes(17), overwrite=True), V, "too long", "16 axes"),
+    Case("sample_to columns", "others, resumed",
+         lambda b: b.to("good.csv", n=10, columns=df.Columns(["a", "b"]), resume=True), V,
+         "another list of column names", "with which good", "resume"),
+    Case("sample_to classes", "others, resumed",
+         lambda b: b.to("kinds.csv", sampler=b.by_class, n=10, labels=0, resume=True,
+                        columns=df.Columns(["column 0", "column 1"], "label", ["0", "1", "3"])), V,
+         "another list of column names", "with which kinds", "resume"),
     Case("sample_to threads", "zero", lambda b: b.to(threads=0), V, "0", "1 to 4096"),
     # verify
     Case("verify path", "no manifest", lambda b: b.verify("none.npy"), V, "none.npy", "manifest beside it"),
     Case("verify path", "a folder", lambda b: b.verify("folder.npy"), V, "folder.npy", "manifest beside it"),
+    Case("verify path", "type", lambda b: df.verify(3), Ty, "3", "a path"),
+    Case("verify path", "bytes", lambda b: df.verify(b"x.npy"), Ty, "b'x.npy'", "a path"),
+    Case("verify path", "null character", lambda b: b.verify("a\0b"), V, "b", "manifest beside it"),
+    Case("verify redraw", "a set", lambda b: b.verify(sampler=b.sampler, redraw={0}), Ty, r"\{0\}", "a list"),
     Case("verify manifest", "empty", lambda b: b.manifest(""), V, "not JSON", "format version 1"),
     Case("verify manifest", "a list", lambda b: b.manifest("[]"), V, "not of type 'object'",
          "format version 1"),

@@ -116,7 +116,7 @@ def test_what_the_manifest_lacks_and_what_it_costs(
 
     monkeypatch.setattr(keepers, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(Manifest, "save", save_manifest)
-    made = Manifest({"index range": [0, chunks]}, "npy", 1, 1)
+    made = Manifest({"index range": [0, chunks]}, "npy", None, 1, 1)
     bar = SimpleNamespace(update=lambda count: None)
     target = Target("x.npy", tmp_path / "x.npy", "npy")
     keeper = Keeper(made, target, Alone(), bar)

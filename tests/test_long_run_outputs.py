@@ -86,16 +86,16 @@ def test_two_runs_do_not_write_the_same_rows(
 ) -> None:
     """A second one is refused from before the first has written anything. A lock is its holder's: one taken
     here refuses another that is taken here."""
-    begin, refused = run.Target.begin, []
+    create, refused = run.Target.create, []
 
     def second_comes(self: run.Target, new: Any) -> None:
         if not refused:
             with pytest.raises(ValueError, match=r"^path: got .*another process is writing") as caught:
                 df.sample_to(tmp_path / "x.npy", sampler, N, seed=1, **options)
             refused.append(caught.value)
-        begin(self, new)
+        create(self, new)
 
-    monkeypatch.setattr(run.Target, "begin", second_comes)
+    monkeypatch.setattr(run.Target, "create", second_comes)
     df.sample_to(tmp_path / "x.npy", sampler, N)
     assert refused and np.array_equal(np.load(tmp_path / "x.npy"), sampler.sample(N).numpy())
     assert {p.name for p in tmp_path.iterdir()} == {"x.npy", "x.npy.manifest.json"}

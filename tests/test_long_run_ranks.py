@@ -159,6 +159,18 @@ def test_a_rank_that_has_not_come_has_longer(monkeypatch: pytest.MonkeyPatch) ->
         check_at(1000.0 + distributed.SILENT_SECONDS + 2)
 
 
+@pytest.mark.parametrize(("of_torchrun", "line"), [("True", "gone, with torchrun"), ("False", "rank 0 has")])
+def test_who_has_the_store_is_who_is_gone(
+    monkeypatch: pytest.MonkeyPatch, of_torchrun: str, line: str
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", of_torchrun)
+    server = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    ranks = Ranks(torch.distributed.TCPStore("localhost", server.port), 0 if of_torchrun == "True" else 1, 2)
+    del server
+    with pytest.raises(ConnectionAbortedError, match=line):
+        next(ranks.claims([0]))
+
+
 # ---- what a launcher says
 
 ENVIRONMENTS: dict[str, tuple[dict[str, str], str]] = {

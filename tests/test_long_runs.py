@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from samplers import N_CLASSES, SCHEDULE, make_model
 
 import diffusion_fast as df
-from diffusion_fast.long_runs import run, writers
+from diffusion_fast.long_runs import run, target, writers
 
 N, CHUNK = 1000, 96
 
@@ -262,20 +263,6 @@ def test_a_complete_output_that_is_damaged_is_no_success(
     assert df.sample_to(path, sampler, N, resume=True).drawn == 0
 
 
-def test_damaged_chunks_are_drawn_again(tmp_path: Path, sampler: df.Sampler) -> None:
-    path, partial = tmp_path / "x.npy", tmp_path / "x.npy.partial"
-    with stopped_after(5):
-        df.sample_to(path, sampler, N, chunk_size=CHUNK)
-    content = bytearray(partial.read_bytes())
-    content[128 + 4 * 3 * CHUNK] ^= 1  # in chunk 1
-    partial.write_bytes(content)
-    assert [fault.split(",")[0] for fault in df.verify(path).faults] == ["chunk 1"]
-    with pytest.warns(UserWarning, match="1 chunks differ from their checksums"):
-        result = df.sample_to(path, sampler, N, resume=True)
-    assert result.drawn == N - 4 * CHUNK
-    assert np.array_equal(np.load(path), sampler.sample(N).numpy())
-
-
 # ---- faults of the disk
 
 
@@ -324,6 +311,31 @@ def test_no_space_is_noticed_before_the_first_sample(tmp_path: Path, sampler: df
     with pytest.raises(ValueError, match=r"^path: got .*takes [\d,]+ bytes where [\d,]+ are free"):
         df.sample_to(tmp_path / "x.npy", sampler, 1 << 46)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.csv", "rows/"])
+def test_old_rows_are_space_for_new_ones(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    n = 4000  # 48,000 bytes
+    with stopped_after(9):
+        df.sample_to(f"{tmp_path}/{name}", sampler, n, chunk_size=400)
+    monkeypatch.setattr(target.shutil, "disk_usage", lambda _: SimpleNamespace(free=33_000))
+    with pytest.raises(ValueError, match=r"^path: got .*takes [\d,]+ bytes where 33,000 are free"):
+        df.sample_to(f"{tmp_path}/new-{name}", sampler, n)
+    assert df.sample_to(f"{tmp_path}/{name}", sampler, n, overwrite=True).drawn == n
+
+
+def test_files_with_columns_need_space_beside_their_rows(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for form, needed in (("npy", 12_000), ("csv", 18_000), ("npz", 24_000), ("parquet", 24_000)):
+        monkeypatch.setattr(target.shutil, "disk_usage", lambda _, free=needed: SimpleNamespace(free=free))
+        df.sample_to(tmp_path / f"x.{form}", sampler, 1000)
+        with pytest.raises(
+            ValueError, match=f"takes {needed + needed // 1000:,} bytes where {needed:,} are free"
+        ):
+            df.sample_to(tmp_path / f"y.{form}", sampler, 1001)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

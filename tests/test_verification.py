@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,55 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path, sampler: df.Sampler, form:
     found = df.verify(path, sampler=sampler, redraw="all")
     assert found.faults == (f"{path}: No such file or directory",)
     assert found.different == found.redrawn == (0,)
+
+
+def test_without_pyarrow_good_rows_are_not_accused(
+    tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.parquet"
+    df.sample_to(path, sampler, N)
+    for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"^path: got .*needs pyarrow; accepted: .*pip install"):
+        df.verify(path, sampler=sampler, redraw="all")
+    assert df.verify(path).good
+
+
+def test_no_memory_is_no_damage(tmp_path: Path, sampler: df.Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads(*given: Any) -> Any:
+        raise MemoryError("no memory for it")
+
+    df.sample_to(tmp_path / "x.csv", sampler, N)
+    monkeypatch.setitem(READERS, "csv", reads)
+    with pytest.raises(MemoryError, match="no memory for it"):
+        df.verify(tmp_path / "x.csv", sampler=sampler, redraw="all")
+
+
+@pytest.mark.parametrize("form", SPOIL)
+def test_no_damage_is_an_error_of_its_reader(tmp_path: Path, sampler: df.Sampler, form: str) -> None:
+    path = tmp_path / f"x.{form}"
+    df.sample_to(path, sampler, N, chunk_size=CHUNK)
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(40):
+        spoilt = bytearray(content)
+        at, count = rng.integers(len(content)), int(rng.integers(1, 9))
+        spoilt[at : at + count] = rng.bytes(count) if rng.random() < 0.7 else b""
+        path.write_bytes(spoilt)
+        found = df.verify(path, sampler=sampler, redraw="all")
+        assert found.faults or spoilt == content
+    path.write_bytes(b"")
+    assert df.verify(path, sampler=sampler, redraw="all").different == tuple(range(8))
+
+
+def test_columns_of_another_type_differ(tmp_path: Path, sampler: df.Sampler) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "x.parquet"
+    df.sample_to(path, sampler, N)
+    rows = pq.read_table(path)
+    pq.write_table(rows.cast(pa.schema([(name, pa.float64()) for name in rows.column_names])), path)
+    assert df.verify(path, sampler=sampler, redraw="all").different == (0,)
 
 
 @pytest.mark.parametrize("form", SPOIL)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from diffusion_fast.cli import options
 from diffusion_fast.cli.errors import Command, naming
 from diffusion_fast.cli.sample import ADDED, FROM_MANIFEST
+
+if TYPE_CHECKING:
+    from diffusion_fast.long_runs.manifest import Manifest
 
 
 @click.command(cls=Command)
@@ -32,17 +35,16 @@ def verify(
       diffusion-fast verify samples.npy
       diffusion-fast verify samples.npy --redraw all --checkpoint helix.safetensors
     """
-    import diffusion_fast as df
     from diffusion_fast.cli import output
+    from diffusion_fast.long_runs import verification
 
     if (redraw is None) != (checkpoint is None):
         missing = "--checkpoint" if checkpoint is None else "--redraw"
         raise ValueError(f"{missing}: not given; accepted: both of --redraw and --checkpoint, or neither")
-    how: dict[str, Any] = {}
-    if checkpoint is not None:
-        how = _as_then(path, checkpoint)
     with naming("path", "PATH"), naming("manifest", "PATH"), naming("redraw", "--redraw"):
-        found = df.verify(path, redraw=redraw or (), threads=threads, **how)
+        target, made = verification.load(path)
+        how = {} if checkpoint is None else _as_then(path, made, checkpoint)
+        found = verification.verify_run(target, made, redraw=redraw or (), threads=threads, **how)
     state = f"{found.done} of {found.chunks} chunks written, {len(found.redrawn)} drawn again"
     lines = [*found.faults, *(f"chunk {chunk} is not what the checkpoint draws" for chunk in found.different)]
     lines += [f"chunk {chunk} is unfinished: not written yet, so not compared" for chunk in found.unfinished]
@@ -54,15 +56,11 @@ def verify(
         raise click.exceptions.Exit(1)
 
 
-def _as_then(path: str, checkpoint: Path) -> dict[str, Any]:
+def _as_then(path: str, made: Manifest, checkpoint: Path) -> dict[str, Any]:
     """The sampler and the labels that the manifest names."""
     from diffusion_fast.cli import stored
-    from diffusion_fast.long_runs import manifest
 
-    with naming("manifest", "PATH"):
-        made_by = manifest.load(manifest.path_of(Path(path).resolve())).made_by
-    if made_by:
-        made_by = ADDED | made_by
+    made_by = ADDED | made.made_by if made.made_by else {}
     if made_by.keys() != set(FROM_MANIFEST):
         accepted = "one whose samples the command `sample` drew"
         raise ValueError(

@@ -80,13 +80,20 @@ class _Locked:
             return next(self._values)
 
 
+def _torchrun_has_store() -> bool:
+    """Else rank 0 has it, and it ends with the ranks."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 @contextmanager
 def _reaching() -> Iterator[None]:
-    """The store is gone with the process that had it, which is rank 0 or torchrun."""
+    """The store is gone with the process that had it."""
     try:
         yield
     except distributed.DistError as error:
-        raise ConnectionAbortedError(errno.ECONNABORTED, "rank 0 has ended before the run") from error
+        gone = "the store of the ranks is gone, with torchrun"
+        why = gone if _torchrun_has_store() else "rank 0 has ended before the run"
+        raise ConnectionAbortedError(errno.ECONNABORTED, why) from error
 
 
 class Ranks:
@@ -125,7 +132,7 @@ class Ranks:
         return self
 
     def _find_job(self) -> None:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # then it outlives the ranks
+        if _torchrun_has_store():
             self.job = self._meeting.compare_set("job", "", self._name).decode()
             self.started_again = self.job != self._name
         else:

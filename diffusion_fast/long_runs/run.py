@@ -132,7 +132,8 @@ def sample_to(
         drawing = ANY_SAMPLERS
     size = _chunk_size(chunk_size, n, first, how["threads"], drawing)
     shard = -(-SHARD_BYTES // (size * 4 * prod(first.shape))) * size
-    new = Manifest(runs[0], target.form, size, shard, made_by=json_object("made_by", made_by))
+    names = target.digest_of_names(columns, cycle is not None)
+    new = Manifest(runs[0], target.form, names, size, shard, made_by=json_object("made_by", made_by))
 
     began = time.perf_counter()
     drawn = _run(
@@ -197,7 +198,7 @@ def _run(
         if ranks.rank == 0:
             stack.callback(target.lock())  # before the first look
             new.job = ranks.job
-            if ranks.started_again and target.begun_by(new.job):
+            if ranks.started_again and target.is_of_job(new.job):
                 resume, overwrite = True, False  # with the arguments of the first time
             made = _begin(new, target, resume=resume, overwrite=overwrite)
             if samplers[0].plan is None and made.done and not made.complete:
@@ -233,10 +234,10 @@ def _begin(new: Manifest, target: Target, *, resume: bool, overwrite: bool) -> M
     if not resume and not overwrite:
         target.refuse_existing()
     target.check_replaceable()
-    old = target.begun(new) if resume else None
+    old = target.load_begun(new) if resume else None
     if old is not None:
         return old
-    target.begin(new)
+    target.create(new)
     return new
 
 

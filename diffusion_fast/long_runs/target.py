@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,12 +16,14 @@ from pathlib import Path
 
 from diffusion_fast._files import check_folder_of, check_target, naming_file, refusal, sync_folder
 from diffusion_fast.long_runs import manifest as manifests
-from diffusion_fast.long_runs.formats import WRITERS
-from diffusion_fast.long_runs.manifest import Manifest
-from diffusion_fast.long_runs.writers import RowFiles, digest
+from diffusion_fast.long_runs.formats import WRITERS, Columns
+from diffusion_fast.long_runs.manifest import FORMS, Manifest
+from diffusion_fast.long_runs.writers import HASH_BLOCK, RowFiles
 
-SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
-HASH_BLOCK = 1 << 22
+# What a run takes of the disk until it is complete, in multiples of its rows: of .npz and .parquet twice, as
+# random bits do not get smaller. A number of a .csv has 2 bytes or more: its digits nobody knows beforehand.
+SPACE = {"npz": 2.0, "parquet": 2.0, "csv": 1.5}
+SUFFIXES = tuple(f".{form}" for form in FORMS if form != "folder")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Target:
             except ValueError as error:
                 raise ValueError(f"{error}, or a folder, with a / at its end") from None
             return cls(text, path, path.suffix.lower().removeprefix("."))
+        if "\0" in text:
+            raise refusal("path", text, "with a null character", "a new folder, or a file name without the /")
         path = Path(os.path.realpath(text))
         if path.exists() and not path.is_dir():
             raise refusal("path", text, "which is no folder", "a new folder, or a file name without the /")
@@ -59,6 +64,13 @@ class Target:
     def partial(self) -> Path:
         """The rows of a run that is not complete."""
         return self.path.with_name(f"{self.path.name}.partial")
+
+    def digest_of_names(self, columns: Columns, labelled: bool) -> str | None:
+        """SHA-256 of the names that the output has of its columns, and with labels of its classes."""
+        if self.form not in WRITERS:
+            return None
+        of_classes = [columns.label_column, *columns.classes] if labelled else None
+        return hashlib.sha256(json.dumps([list(columns.names), of_classes]).encode()).hexdigest()
 
     def rows(self, made: Manifest, path: Path | None = None) -> RowFiles:
         """The partial rows, or those at a path."""
@@ -99,13 +111,16 @@ class Target:
 
     # ---- the beginning
 
-    def begin(self, new: Manifest) -> None:
+    def create(self, new: Manifest) -> None:
         """New rows and a new manifest."""
-        needed = new.n * self.rows(new).row_bytes
-        free = shutil.disk_usage(self.path.parent).free
+        needed = int(new.n * self.rows(new).row_bytes * SPACE.get(self.form, 1))
+        old = self.partial.iterdir() if self.partial.is_dir() else filter(Path.exists, [self.partial])
+        freed = 512 * sum(path.lstat().st_blocks for path in old)  # by remove_partial
+        free = shutil.disk_usage(self.path.parent).free + freed
         if needed > free:
             why = f"which takes {needed:,} bytes where {free:,} are free"
             raise refusal("path", self.given, why, "a folder with more space, or fewer samples")
+        new.check_savable()
         self.remove_partial()
         new.save(self.manifest)  # before its rows: those without one are refused
         self.rows(new).create()
@@ -117,13 +132,13 @@ class Target:
             accepted = "resume=True to go on with it, or overwrite=True to begin again"
             raise refusal("path", self.given, "of which there is an unfinished run", accepted)
 
-    def begun_by(self, job: str | None) -> bool:
-        """Whether a job of ranks has begun the run of the manifest."""
+    def is_of_job(self, job: str | None) -> bool:
+        """Whether it is a job of ranks that has begun the run of the manifest."""
         with suppress(OSError, ValueError):  # none, or one that only overwrite=True replaces
             return manifests.load(self.manifest).job == job
         return False
 
-    def begun(self, new: Manifest) -> Manifest | None:
+    def load_begun(self, new: Manifest) -> Manifest | None:
         """The same run as it was left, with the chunks that its rows prove; None where there is nothing."""
         if not self.manifest.exists():
             accepted = f"a new name, {self.manifest.name} put back, or overwrite=True to begin again"
@@ -133,7 +148,10 @@ class Target:
                 why = f"of which there is {self.partial.name} without a manifest"
                 raise refusal("path", self.given, why, accepted)
             return None
-        old = manifests.load(self.manifest)
+        try:
+            old = manifests.load(self.manifest)
+        except ValueError as error:
+            raise ValueError(f"{error}, or overwrite=True to begin again") from error
         self.check_same(old, new)
         if old.complete and (self.partial.exists() or self.is_there):
             fault = next(self.faults(old), None)
@@ -144,24 +162,28 @@ class Target:
         if not self.partial.exists():
             return None
         rows = self.rows(old)
-        fault = rows.fault()
-        if fault is not None and not old.done:
-            return None  # stopped while they were created
-        if fault is not None:
-            why = f"whose rows are damaged: {fault}"
-            raise refusal("path", self.given, why, "overwrite=True to begin again")
-        first = old.chunk_size
-        proven = {c: d for c, d in old.done.items() if digest(rows.read(c * first, old.size_of(c))) == d}
-        if len(proven) < len(old.done):
-            bad = len(old.done) - len(proven)
+        rows.create()  # what a lost power, or a kill while they were created, has left out
+        bad = set(self.damaged_chunks(old, rows))
+        if bad:
             warnings.warn(
-                f"{self.partial}: {bad} chunks differ from their checksums and are drawn again", stacklevel=4
+                f"{self.partial}: {len(bad)} chunks differ from their checksums and are drawn again",
+                stacklevel=4,
             )
-        return replace(old, done=proven)
+        return replace(old, done={chunk: known for chunk, known in old.done.items() if chunk not in bad})
+
+    def damaged_chunks(self, made: Manifest, rows: RowFiles) -> Iterator[int]:
+        """Those of the manifest whose rows differ from their checksums."""
+        for chunk, known in sorted(made.done.items()):
+            if rows.digest(chunk * made.chunk_size, made.size_of(chunk)) != known:
+                yield chunk
+
+    def is_published(self, made: Manifest) -> bool:
+        """Whether the rows are where the output is, or were made into it."""
+        return made.complete and not self.partial.exists()
 
     def faults(self, made: Manifest) -> Iterator[str]:
         """What in the files differs from a manifest, one line each."""
-        there = made.complete and not self.partial.exists()
+        there = self.is_published(made)
         if there and self.form in WRITERS:
             if file_digest(self.path) != made.file_sha256:
                 yield f"{self.path} differs from its checksum"
@@ -171,18 +193,13 @@ class Target:
         if fault is not None:
             yield fault
             return
-        for chunk, known in sorted(made.done.items()):
-            at, count = chunk * made.chunk_size, made.size_of(chunk)
-            if digest(rows.read(at, count)) != known:
-                yield f"chunk {chunk}, rows {at} to {at + count - 1}, differs from its checksum"
+        for chunk in self.damaged_chunks(made, rows):
+            at = chunk * made.chunk_size
+            yield f"chunk {chunk}, rows {at} to {at + made.size_of(chunk) - 1}, differs from its checksum"
 
     def check_same(self, old: Manifest, new: Manifest) -> None:
-        name = old.difference(new.run)
-        given, known = (new.form, old.form) if name is None else (new.run[name], old.run[name])
-        name = "form" if name is None and given != known else name
-        if name is not None:
-            accepted = f"{known}, with which {self.manifest.name} was begun, or overwrite=True to begin again"
-            raise ValueError(f"resume: got another {name}, {given}; accepted: {accepted}")
+        accepted = f"with which {self.manifest.name} was begun, or overwrite=True to begin again"
+        old.check_same("resume", new.run | {"form": new.form, "list of column names": new.columns}, accepted)
 
     # ---- the end
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,28 @@ from typing import Any
 import numpy as np
 
 from diffusion_fast import _checks
+from diffusion_fast._files import check_pyarrow
 from diffusion_fast.long_runs import manifest as manifests
 from diffusion_fast.long_runs.formats import READERS
 from diffusion_fast.long_runs.identity import cycle_of, identity
 from diffusion_fast.long_runs.manifest import Manifest
 from diffusion_fast.long_runs.target import Target
 from diffusion_fast.sampler import Sampler
+
+# What a damaged file makes of its reader, pyarrow's errors among them: no lack of memory or of a package.
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    csv.Error,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +66,7 @@ def verify(
     path: str | os.PathLike[str],
     *,
     sampler: Sampler | None = None,
-    redraw: Iterable[int] | str = (),
+    redraw: Sequence[int] | str = (),
     labels: Any = None,
     context: Any = None,
     threads: int | None = None,
@@ -56,15 +76,37 @@ def verify(
     redraw: chunks to draw again with a sampler, labels and context made as for the run, or "all". They are
     compared bit for bit with the rows in the files; what a .csv says is read back, and any NaN is as another.
 
-    Raises ValueError for a path without a manifest, and naming what differs for another sampler.
+    Raises ValueError for a path without a manifest, for one whose .parquet needs pyarrow to be redrawn, and
+    naming what differs for another sampler; TypeError for arguments of other types.
     """
-    text = os.fspath(path)
-    target_path = Path(os.path.realpath(text))
-    if not manifests.path_of(target_path).is_file():
+    return verify_run(*load(path), sampler, redraw, labels, context, threads)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Target, Manifest]:
+    """What lies at a path, and its manifest."""
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
+    if not isinstance(text, str):
+        raise _checks.bad_type("path", path, "a str or a path")
+    target = None if "\0" in text else Path(os.path.realpath(text))
+    if target is None or not manifests.path_of(target).is_file():
         raise _checks.bad_value("path", text, "the output of sample_to, with its manifest beside it")
-    made = manifests.load(manifests.path_of(target_path))
-    target = Target(text, target_path, made.form)
+    made = manifests.load(manifests.path_of(target))
+    return Target(text, target, made.form), made
+
+
+def verify_run(
+    target: Target,
+    made: Manifest,
+    sampler: Sampler | None = None,
+    redraw: Sequence[int] | str = (),
+    labels: Any = None,
+    context: Any = None,
+    threads: int | None = None,
+) -> Verification:
+    """As `verify`, of what `load` found."""
     chosen = _chosen(redraw, made.n_chunks, sampler)
+    if chosen and target.form == "parquet" and target.is_published(made):
+        check_pyarrow(target.given, "path")
     try:
         faults = list(target.faults(made))
     except OSError as error:
@@ -102,11 +144,7 @@ def _drawn_otherwise(
     seed, (start, end) = made.run["seed"], made.run["index range"]
     cycle = cycle_of(sampler, labels)
     new = identity(sampler, seed, start, end - start, cycle, context)
-    name = made.difference(new)
-    if name is not None:
-        raise ValueError(
-            f"sampler: got another {name}, {new[name]}; accepted: {made.run[name]}, as of the run"
-        )
+    made.check_same("sampler", new, "as of the run")
     different = []
     for chunk, rows in zip(chunks, _rows_written(made, target, chunks), strict=True):
         at, count = start + chunk * made.chunk_size, made.size_of(chunk)
@@ -120,7 +158,7 @@ def _drawn_otherwise(
 def _rows_written(made: Manifest, target: Target, chunks: Sequence[int]) -> Iterator[np.ndarray | None]:
     """The rows of each chunk as the files have them, None from where they cannot be read."""
     ranges = [(chunk * made.chunk_size, made.size_of(chunk)) for chunk in chunks]
-    there = made.complete and not target.partial.exists()
+    there = target.is_published(made)
     shape = tuple(made.run["shape"])
     read = 0
     try:
@@ -131,8 +169,9 @@ def _rows_written(made: Manifest, target: Target, chunks: Sequence[int]) -> Iter
             parts = (files.read(*part) for part in ranges)
         for rows in parts:
             read += 1
-            yield rows if rows.shape == (ranges[read - 1][1], *shape) else None
-    except Exception:  # whatever a damaged file makes of its reader: `faults` has what is wrong with it
+            whole = rows.shape == (ranges[read - 1][1], *shape) and rows.dtype == np.dtype("<f4")
+            yield rows if whole else None
+    except DAMAGE:  # `faults` has what is wrong with the file
         yield from [None] * (len(ranges) - read)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from diffusion_fast._files import naming_file, sync_file
 
 WAITING = 2  # buffers beside those that are drawn into: one is written, one waits
+HASH_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ class RowFiles:
         return buffer.getvalue()
 
     def create(self) -> None:
-        """New files of their full size, which take no space before they are written."""
+        """Files of their full size, which take no space before they are written. Those that are there keep
+        their rows, and their headers and sizes are mended."""
         if self.folder:
-            self.path.mkdir()
+            self.path.mkdir(exist_ok=True)
         for path, rows in self.files():
-            with naming_file(path), path.open("xb") as file:
+            with naming_file(path), open(path, "r+b", opener=_create_no_link) as file:
                 header = self.header(rows)
                 file.write(header)
                 file.truncate(len(header) + rows * self.row_bytes)
@@ -108,10 +110,29 @@ class RowFiles:
                 left = left[got:]
         return rows
 
+    def digest(self, first: int, count: int) -> str:
+        """SHA-256 of rows of one file, read in pieces: how many they are a manifest may choose."""
+        path, at = self._place(first)
+        left, found = count * self.row_bytes, hashlib.sha256()
+        with naming_file(path), path.open("rb") as file:
+            file.seek(at)
+            while left:
+                block = file.read(min(left, HASH_BLOCK))
+                if not block:
+                    raise EOFError(f"{path} ends before row {first + count}")
+                found.update(block)
+                left -= len(block)
+        return found.hexdigest()
+
     def sync(self) -> None:
         """Until the disk has it all."""
         for path, _ in self.files():
             sync_file(path)
+
+
+def _create_no_link(path: str, flags: int) -> int:
+    """A link may lead to a file that is nobody's rows."""
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def digest(rows: np.ndarray) -> str:
