@@ -112,9 +112,8 @@ class Keeper:
 
     def _write_columns(self, table: Table) -> str:
         path = self._target.path
-        unfinished = path.with_name(
-            f".{path.name}.columns{path.suffix}"
-        )  # of a killed run one is left at most
+        # One name, so that of killed runs one is left at most.
+        unfinished = path.with_name(f".{path.name}.columns{path.suffix}")
         unfinished.unlink(missing_ok=True)
         try:
             WRITERS[self._target.form](unfinished, table)
