@@ -102,6 +102,10 @@ class Keeper:
 
     def make_columns(self, columns: Columns, labels: Labels | None) -> None:
         """Begins to write it, in a thread, from the rows in their order as they come."""
+        if self._target.form == "parquet":  # here: a signal would wait seconds for a thread that imports
+            import pyarrow.parquet
+
+            pyarrow.array(np.zeros(1))  # the first imports pandas too, if it is there
         run = self.made.run
         table = Table(
             self._blocks(), self.made.n, tuple(run["shape"]), columns, labels, run["index range"][0]
