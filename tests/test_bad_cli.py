@@ -137,7 +137,7 @@ CASES = [
     Case("train --activation", "another name", f"{TRAIN} --activation swish", "'swish'",
          "did you mean 'silu'"),
     Case("train --data", "misspelt set", f"{TRAIN} --data helix3d", "'helix3d'", "did you mean 'helix_3d'"),
-    Case("train --data", "missing file", f"{TRAIN} --data no/data.csv", "'no/data.csv'", "the path of"),
+    Case("train --data", "missing file", f"{TRAIN} --data no/data.csv", "'no/data.csv'", "file that exists"),
     Case("train --data", "NaN", f"{TRAIN} --data nan.npy", "'nan.npy'", "finite"),
     Case("train --data", "ragged", f"{TRAIN} --data ragged.csv", "'ragged.csv'", "fields"),
     Case("train --data", "too small", f"{TRAIN} --data small.npy", "'small.npy'", "at least 10"),

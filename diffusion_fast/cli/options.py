@@ -218,7 +218,7 @@ SAMPLES = existing_file("file of samples (.npy, .npz, .csv, .parquet) or checkpo
 DATA = Kind(
     "name|file",
     _data,
-    f"one of {', '.join(DATA_SETS)}, or the path of a .npy, .npz, .csv or .parquet file",
+    f"one of {', '.join(DATA_SETS)}, or a .npy, .npz, .csv or .parquet file that exists",
     choices=DATA_SETS,
     files=True,
 )

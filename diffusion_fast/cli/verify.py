@@ -35,12 +35,12 @@ def verify(
       diffusion-fast verify samples.npy
       diffusion-fast verify samples.npy --redraw all --checkpoint helix.safetensors
     """
-    from diffusion_fast.cli import output
-    from diffusion_fast.long_runs import verification
-
     if (redraw is None) != (checkpoint is None):
         missing = "--checkpoint" if checkpoint is None else "--redraw"
         raise ValueError(f"{missing}: not given; accepted: both of --redraw and --checkpoint, or neither")
+    from diffusion_fast.cli import output
+    from diffusion_fast.long_runs import verification
+
     with naming("path", "PATH"), naming("manifest", "PATH"), naming("redraw", "--redraw"):
         target, made = verification.load(path)
         how = {} if checkpoint is None else _as_then(path, made, checkpoint)

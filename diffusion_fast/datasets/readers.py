@@ -226,6 +226,8 @@ def _csv_start(file: Path, header: bool | None) -> tuple[int, list[str], int]:
     """The lines to leave out, the names in them, and the width of the first line of numbers."""
     rows = _csv_rows(file)
     line, first = next(rows, (0, []))
+    if len(first) == 1 and set(first[0]) & {";", "\t"}:
+        raise bad_file(file, f"with the first line {first[0][:80]!r}", "commas between the fields")
     # np.savetxt puts a # before the names.
     names = [name.lstrip("# ") for name in first[:1]] + first[1:]
     if header is None:
@@ -248,8 +250,12 @@ def _explain_csv(file: Path, skipped: int, columns: Sequence[str], label_column:
         for name, field in zip(columns, fields, strict=True):
             if name != label_column and not _is_number(field):
                 got = f"with {repr(field) if field else 'nothing'} in line {line}, column {name!r}"
-                header = ", or header=True where that line has the columns' names" if line == 1 else ""
-                raise bad_file(file, got, f"a number in each field{header}")
+                hint = ""
+                if line == 1:
+                    hint = ", or header=True where that line has the columns' names"
+                elif field and label_column is None:
+                    hint = f", or label_column={name!r} where those are classes"
+                raise bad_file(file, got, f"a number in each field{hint}")
 
 
 def _is_number(text: str) -> bool:
