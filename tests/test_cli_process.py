@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "diffusion_fast"]
 # The package need not be installed for these tests.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # with it errors that nobody reads leave nothing behind to flush
 INFO_LIMIT = 1.5  # seconds of wall clock; 0.4 measured on a busy machine, 0.2 on a quiet one
 
 

@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "diffusion_fast"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # with it errors that nobody reads leave nothing behind to flush
 N = 100_000
 LIMIT = 0.5  # seconds from a signal to the end of the process
 

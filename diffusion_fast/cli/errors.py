@@ -54,10 +54,15 @@ class Program(click.Group):
             return run()
         code = _exit_code(run)
         if code in (INTERRUPTED, TERMINATED):  # at once: tearing torch down takes up to seconds
-            for stream in (sys.stdout, sys.stderr):
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # None where its descriptor is closed
                 with suppress(OSError):
                     stream.flush()
             os._exit(code)
+        try:
+            if sys.stderr is not None:
+                sys.stderr.flush()
+        except OSError:  # at the end Python flushes it once more, and where that fails its own code is 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         sys.exit(code)
 
 
