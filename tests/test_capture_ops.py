@@ -11,6 +11,7 @@ from capture_nets import SCHEDULE, STEPS, Net
 from test_capture import assert_equals_module
 from torch import Tensor, nn
 
+import diffusion_fast as df
 from diffusion_fast import reference
 from diffusion_fast.capture import CaptureError, capture, lowering
 from diffusion_fast.plan import TileProgram
@@ -294,3 +295,13 @@ def test_a_wrong_operation_would_be_seen() -> None:
     for ops in others:
         with pytest.raises(AssertionError):
             assert_equals_module(TileProgram(3, ops, 4, len(STEPS)), module)
+
+
+@pytest.mark.parametrize("base", [1e-50, 1e39, -2.0])
+def test_a_base_that_the_kernels_cannot_have_runs_in_torch(base: float) -> None:
+    class Power(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.pow(base, x)
+
+    sampler = df.Sampler(Power().eval(), df.NoiseSchedule.linear(3), shape=2)
+    assert sampler.plan is None and "pow" in sampler.explain()

@@ -207,9 +207,8 @@ def _check_arguments(module: Any, shape: Any, n_classes: Any) -> tuple[tuple[int
 
 def _lower(module: nn.Module, call: ModuleCall, shape: tuple[int, ...], times: Tensor) -> TileProgram:
     device = times.device
-    x = torch.zeros(
-        2, *shape, dtype=torch.float32, device=device
-    )  # two rows: export takes a batch of one for a constant
+    # Two rows: export takes a batch of one for a constant.
+    x = torch.zeros(2, *shape, dtype=torch.float32, device=device)
     labels = torch.zeros(2, dtype=torch.int64, device=device)
     context = torch.zeros(2, call.n_context, dtype=torch.float32, device=device)
     args, kwargs = call.arguments(x, times[:1].repeat(2), labels, context)

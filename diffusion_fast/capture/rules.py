@@ -253,7 +253,8 @@ def power(low: Lowering, node: fx.Node) -> Expr | None:
     c = exponent.scalar if isinstance(exponent, Table) else None
     if c is None:
         base = x.scalar if isinstance(x, Table) else None
-        if base is None or not 0 < base < math.inf:
+        float32 = torch.finfo(torch.float32)  # of which the kernels take it
+        if base is None or not float32.tiny <= base <= float32.max:
             return None
         return build.map(exponent, "exponential", base)
     small: dict[float, Callable[[], Expr]] = {
